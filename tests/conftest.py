@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Test-wide settings: 8 CPU devices, strict ranks, closed network, shared compile cache."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "banyan-stack" / "xla"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+if "BANYAN_DATA" not in os.environ and (ROOT.parent / "shared" / "data").is_dir():
+    os.environ["BANYAN_DATA"] = str(ROOT.parent / "shared" / "data")
+
+import jax  # noqa: E402  (after the environment is set)
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def closed_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any connection that leaves this machine is a failure."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        host = address[0] if isinstance(address, tuple) else "localhost"
+        if host not in ("127.0.0.1", "::1", "localhost"):
+            raise RuntimeError(f"test tried to reach the network: {address}")
+        connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture
+def data_root() -> Path:
+    """Folder of the real data; skips where there is none."""
+    root = os.environ.get("BANYAN_DATA")
+    if not root:
+        pytest.skip("real data not found: set BANYAN_DATA (see experiments/data.py list)")
+    return Path(root)
