@@ -190,9 +190,10 @@ def _wandb(workdir: Path, project: str) -> list[Tracker]:
     """The tracker, or none with a warning where the service cannot be reached."""
     module = _need("wandb", f"log.wandb={project!r}", "wandb")
     errors = (OSError, module.errors.Error)
-    # Without a key wandb would stop and ask for one; it writes to the disk instead.
-    key = os.environ.get("WANDB_API_KEY") or module.api.api_key
-    mode = os.environ.get("WANDB_MODE") or ("online" if key else "offline")
+    # Without a key wandb would stop and ask for one. It writes to the disk instead, and nothing
+    # leaves the machine unless WANDB_API_KEY or WANDB_MODE=online says so.
+    offline = "offline" if "WANDB_API_KEY" not in os.environ else "online"
+    mode = os.environ.get("WANDB_MODE", offline)
     try:
         run = module.init(project=project, name=workdir.name, dir=str(workdir), mode=mode)
     except errors as error:
@@ -203,8 +204,9 @@ def _wandb(workdir: Path, project: str) -> list[Tracker]:
 
 
 def _dropped(name: str, error: BaseException) -> str:
+    reason = " ".join(str(error).split()) or "no reason given"
     return (
-        f"{name} stopped ({type(error).__name__}: {error}); "
+        f"{name} stopped ({type(error).__name__}: {reason}); "
         f"training goes on, {FILE} has every number"
     )
 
