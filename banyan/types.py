@@ -7,9 +7,12 @@ embedded in its top-left corner and padded with walls. An item is one byte:
 `1 + 8 * color + shape`, so that shape and color come out by bit operations.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
-import jax
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:  # configs are validated before JAX is loaded, and they need these constants
+    import jax
 
 RULE_VERSION = 1  # bumped whenever a rule of the world changes; see CHANGELOG, errata
 

@@ -1,0 +1,3 @@
+# SPDX-License-Identifier: Apache-2.0
+def make(*a): return None
+def make_watch(*a): return None
