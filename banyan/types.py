@@ -7,9 +7,10 @@ embedded in its top-left corner and padded with walls. An item is one byte:
 `1 + 8 * color + shape`, so that shape and color come out by bit operations.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
+import numpy as np
 
 RULE_VERSION = 1  # bumped whenever a rule of the world changes; see CHANGELOG, errata
 
@@ -58,6 +59,11 @@ DIRECTIONS = ((-1, 0), (1, 0), (0, -1), (0, 1))
 SLOT_FLOOR = 0
 SLOT_WALL = 1
 SLOT_LEAF = 2  # SLOT_LEAF + k: position of the k-th leaf
+
+
+def host_leaf(array: np.ndarray) -> jax.Array:
+    """A NumPy table as a leaf of the pytrees below; jitted functions take it as it is."""
+    return cast(jax.Array, array)
 
 
 class Rules(NamedTuple):
