@@ -9,7 +9,9 @@ embedded in its top-left corner and padded with walls. An item is one byte:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import numpy as np
 
 if TYPE_CHECKING:  # configs are validated before JAX is loaded, and they need these constants
     import jax
@@ -61,6 +63,11 @@ DIRECTIONS = ((-1, 0), (1, 0), (0, -1), (0, 1))
 SLOT_FLOOR = 0
 SLOT_WALL = 1
 SLOT_LEAF = 2  # SLOT_LEAF + k: position of the k-th leaf
+
+
+def host_leaf(array: np.ndarray) -> jax.Array:
+    """A NumPy table as a leaf of the pytrees below; jitted functions take it as it is."""
+    return cast(jax.Array, array)
 
 
 class Rules(NamedTuple):
