@@ -67,7 +67,7 @@ SLOT_LEAF = 2  # SLOT_LEAF + k: position of the k-th leaf
 
 def host_leaf(array: np.ndarray) -> jax.Array:
     """A NumPy table as a leaf of the pytrees below; jitted functions take it as it is."""
-    return cast(jax.Array, array)
+    return cast("jax.Array", array)
 
 
 class Rules(NamedTuple):
