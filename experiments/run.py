@@ -135,6 +135,7 @@ def inspect(mode: str, workdir: Path) -> int:
 
 def main(argv: list[str]) -> int:
     """Exit code: 0 fine, 1 a metric differs (check), 2 misuse."""
+    logging.set_verbosity(logging.WARNING)
     try:
         check_flags(argv[1:])
         if _MODE.value == "report":

@@ -25,7 +25,7 @@ from banyan import env
 from banyan.agents import networks
 from banyan.agents.networks import NO_ACTION, ActorCritic
 from banyan.agents.config import PPOConfig
-from banyan.types import Dist, EnvParams, Obs, State
+from banyan.types import EnvParams, Obs, State
 
 
 class Worker(NamedTuple):
@@ -371,7 +371,6 @@ def evaluate(
     net: ActorCritic,
     params: Any,
     tables: EnvParams,
-    dist: Dist,
     num_depths: int,
     episodes: int,
     greedy: bool,
@@ -379,11 +378,12 @@ def evaluate(
     """Exactly one episode per environment, `episodes` environments per depth.
 
     Args:
-        num_depths: depths depth_min..depth_min + num_depths - 1 of `dist`, static.
+        num_depths: depths depth_min..depth_min + num_depths - 1 of `tables.dist`, static.
 
     Returns:
         success, dead_end (shares of episodes started) and length (mean steps), each [D].
     """
+    dist = tables.dist
     depths = jnp.repeat(dist.depth_min + jnp.arange(num_depths), episodes)
     reset_key, run_key = jax.random.split(key)
 

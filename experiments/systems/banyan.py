@@ -19,9 +19,10 @@ from banyan import tasks
 from banyan.agents import ppo
 from banyan.agents.networks import ActorCritic
 from banyan.agents.ppo import Agent, Worker
-from banyan.types import Dist, EnvParams, Obs, State
+from banyan.types import EnvParams, Obs, State
 from experiments import settings
 from experiments.contract import Experiment
+from experiments.sharding import leaf_paths
 from experiments.systems import banyan_figures
 
 RULES = (
@@ -77,18 +78,20 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     tables: EnvParams = jax.tree.map(np.asarray, made.params)
     shape = np.max(np.asarray(tables.layouts.shape), axis=0)
     net = ActorCritic(groups["model"], rows=int(shape[0]), cols=int(shape[1]))
-    # One host object per distribution: within a phase nothing is sent twice.
-    batches = [{k: np.asarray(v) for k, v in d._asdict().items()} for d in made.dists]
+    treedef = jax.tree.structure(tables)
+    names = tuple(leaf_paths(tables))
+    # The same host objects at every step: within a phase nothing is sent twice.
+    batches = [leaf_paths(tables._replace(dist=dist)) for dist in made.dists]
 
     def init(key: jax.Array) -> dict[str, Any]:
-        one = lambda k: ppo.init(k, net, agent_config, tables)
+        one = lambda k: ppo.init(k, net, agent_config, jax.tree.map(jnp.asarray, tables))
         agent = jax.vmap(one)(jax.random.split(jax.random.fold_in(key, 0), seeds))
         return _to_state(jnp.int32(0), key, agent)
 
     def step(state: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[dict, dict]:
         key = jax.random.fold_in(state["key"], state["step"] + 1)
         new_phase = (state["step"] % train.phase_steps == 0) & (state["step"] > 0)
-        now = tables._replace(dist=Dist(**batch))
+        now = jax.tree.unflatten(treedef, [batch[name] for name in names])
         one = lambda k, agent: ppo.update(
             k, net, agent_config, agent, now, new_phase, env_config.max_steps
         )
@@ -125,10 +128,12 @@ def make_evaluate(config: ConfigDict, net: ActorCritic, tables: EnvParams, dists
     depths, train, evaluation = groups["env"].all_depths, groups["train"], groups["eval"]
 
     @jax.jit(static_argnames="episodes")
-    def run(params: Any, dist: Dist, index: jax.Array, episodes: int) -> dict[str, jax.Array]:
+    def run(
+        params: Any, tables: EnvParams, index: jax.Array, episodes: int
+    ) -> dict[str, jax.Array]:
         key = jax.random.fold_in(jax.random.key(EVAL_SEED), index)
         one = lambda p: ppo.evaluate(
-            key, net, p, tables, dist, len(depths), episodes, evaluation.greedy
+            key, net, p, tables, len(depths), episodes, evaluation.greedy
         )
         return jax.vmap(one)(params)
 
@@ -137,7 +142,7 @@ def make_evaluate(config: ConfigDict, net: ActorCritic, tables: EnvParams, dists
         episodes = evaluation.curve_episodes if split == "valid" else evaluation.episodes
         out: dict[str, jax.Array] = {}
         for i, dist in enumerate(dists):
-            found = run(state["params"], dist, jnp.int32(i), episodes)
+            found = run(state["params"], tables._replace(dist=dist), jnp.int32(i), episodes)
             if split == "valid":
                 out[f"valid/d{i + 1}/success"] = found["success"].mean(-1)
                 out[f"valid/d{i + 1}/dead_end"] = found["dead_end"].mean(-1)
