@@ -183,10 +183,9 @@ def _draw_trees(drawer: Drawer, draft: Draft, dist: int, room: dict[int, int]) -
         wanted = config.sizes("topologies")[dist]
         draft.topologies = [drawer.topology(dist, room) for _ in range(wanted)]
     per_shape = config.sizes("objects")[dist]
-    shared_pool = config.num_pools == 1 and "topologies" not in config.shift
-    wanted = (
-        sum(config.sizes("objects")) if shared_pool and "objects" in config.shift else per_shape
-    )
+    wanted = per_shape
+    if config.num_pools == 1 and "objects" in config.shift and "topologies" not in config.shift:
+        wanted = sum(config.sizes("objects"))  # all distributions draw from the same shapes
     for topology in draft.topologies:
         drawer.check_assignments(dist, topology, wanted)
     draft.trees = [
@@ -419,7 +418,7 @@ class Verifier:
         self.draft.counts["trees_redrawn"] += 1
 
     def _redraw_shape(self, group: int) -> range:
-        config, draft = self.drawer.config, self.draft
+        draft = self.draft
         room = {c: min(map(lay.capacity, pool)) for c, pool in draft.layouts.items()}
         draft.topologies[group] = self.drawer.topology(self.dist, room)
         draft.counts["topologies_redrawn"] += 1

@@ -124,8 +124,8 @@ class TaskConfig:
         if wanted > self.num_shapes:
             raise ValueError(
                 f"topologies={self.topologies} over {self.num_dists} distributions needs {wanted} "
-                f"different shapes, but topology_kind={self.topology_kind!r} has only {self.num_shapes} "
-                f"at depth {self.depths[1]}"
+                f"different shapes, but topology_kind={self.topology_kind!r} has only "
+                f"{self.num_shapes} at depth {self.depths[1]}"
             )
 
     def sizes(self, axis: str) -> tuple[int, ...]:

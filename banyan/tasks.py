@@ -4,8 +4,8 @@
     tasks = make_tasks(0, TaskConfig(shift=("topologies",), topologies=(16,), num_dists=10))
     params = tasks.params._replace(dist=tasks.dists[3])      # a shift: nothing is recompiled
 
-Everything is drawn on the host with counter-based streams, so the tables are byte-identical on any
-machine; the manifest records counts, rejections and hashes and is checked when tables are read back.
+Everything is drawn on the host with counter-based streams, so the tables are byte-identical on
+any machine; the manifest records counts, rejections and hashes and is checked on reading back.
 """
 
 import hashlib
