@@ -13,7 +13,7 @@ import glob
 import gzip
 import hashlib
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +54,7 @@ class RawLevel(NamedTuple):
     source: str  # "file:line" of its first row
 
 
-def _bits(cells: Iterable[int]) -> int:
+def _bits(cells: np.ndarray) -> int:
     return sum(1 << int(cell) for cell in cells)
 
 
