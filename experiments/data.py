@@ -21,6 +21,7 @@ file that is not declared but lies in the same folder works too; its hash is rec
 import argparse
 import contextlib
 import difflib
+import fcntl
 import gzip
 import hashlib
 import importlib
@@ -100,9 +101,7 @@ def dataset(name: str, datasets: Datasets | None = None) -> Dataset:
 
 def folder(name: str, datasets: Datasets | None = None) -> str:
     """The folder under the root that holds all files of a dataset ("" is the root itself)."""
-    parents = [PurePosixPath(path).parts[:-1] for path in dataset(name, datasets)["files"]]
-    common = os.path.commonprefix(parents)
-    return str(PurePosixPath(*common)) if common else ""
+    return os.path.commonpath([os.path.dirname(p) for p in dataset(name, datasets)["files"]])
 
 
 def locate(
@@ -225,8 +224,6 @@ def _alone(path: Path, what: str) -> Iterator[None]:
     On a file system without locks two processes may do the same work; results stay right, because
     they appear by one atomic rename.
     """
-    import fcntl
-
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.with_name(f".{path.name}.lock").open("ab")
