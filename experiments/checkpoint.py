@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: one orbax manager per run folder, items state, config and artifacts.
+
+    checkpoints/<step>/state      arrays, sharded, written by every process
+    checkpoints/<step>/config     JSON
+    checkpoints/<step>/artifacts  arrays; JSON values travel as UTF-8 bytes under the key "json"
+
+Everything uses the stable `CheckpointManager` API with StandardSave and JsonSave. `read` needs
+none of our classes and no matching topology; it is what reviewers use.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from experiments.errors import UserError
+from experiments.sharding import leaf_paths
+
+Tree = Any
+FOLDER = "checkpoints"
+METRIC = "select"
+
+
+def open_manager(
+    workdir: Path,
+    *,
+    milestones: Sequence[int] = (),
+    select_mode: str = "",
+    keep_last: int = 2,
+    read_only: bool = False,
+) -> ocp.CheckpointManager:
+    """Manager of `workdir/checkpoints`: keeps the last ones, all milestones and the best.
+
+    Args:
+        milestones: steps never deleted.
+        select_mode: "max" or "min" if saves carry the value of a selection metric, else "".
+    """
+    keep: list[Any] = [policies.LatestN(keep_last), policies.CustomSteps(tuple(milestones))]
+    if select_mode:
+        keep.append(
+            policies.BestN(
+                get_metric_fn=lambda metrics: metrics[METRIC],
+                reverse=select_mode == "min",
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            )
+        )
+    options = ocp.CheckpointManagerOptions(
+        create=not read_only,
+        read_only=read_only,
+        cleanup_tmp_directories=not read_only,
+        preservation_policy=policies.AnyPreservationPolicy(keep),
+    )
+    handlers = {
+        "state": ocp.StandardCheckpointHandler(),
+        "config": ocp.JsonCheckpointHandler(),
+        "artifacts": ocp.StandardCheckpointHandler(),
+    }
+    path = (workdir / FOLDER).resolve()
+    if read_only and not path.is_dir():
+        raise UserError(f"no checkpoints in {workdir}: {path} does not exist")
+    return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
+
+
+def save(
+    manager: ocp.CheckpointManager,
+    step: int,
+    state: Tree,
+    config: Mapping[str, Any],
+    artifacts: Mapping[str, Any],
+    select: float | None = None,
+) -> None:
+    """Starts an asynchronous save; an earlier one that failed raises here."""
+    manager.check_for_errors()
+    manager.save(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            config=ocp.args.JsonSave(dict(config)),
+            artifacts=ocp.args.StandardSave(pack_artifacts(artifacts)),
+        ),
+        metrics=None if select is None else {METRIC: select},
+        force=True,
+    )
+
+
+def pack_artifacts(artifacts: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Nested dict of arrays and JSON values -> flat dict of arrays, JSON as bytes under "json"."""
+    arrays: dict[str, np.ndarray] = {}
+
+    def split(node: Any, path: tuple[str, ...]) -> Any:
+        if isinstance(node, Mapping):
+            return {str(k): split(v, (*path, str(k))) for k, v in node.items()}
+        if isinstance(node, np.ndarray | jax.Array):
+            arrays["/".join(path)] = np.asarray(node)
+            return {"__array__": "/".join(path)}
+        return node
+
+    document = json.dumps(split(artifacts, ()), sort_keys=True).encode()
+    return {"json": np.frombuffer(document, np.uint8).copy(), **arrays}
+
+
+def unpack_artifacts(packed: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Inverse of `pack_artifacts` (tuples come back as lists)."""
+
+    def join(node: Any) -> Any:
+        if isinstance(node, dict):
+            if set(node) == {"__array__"}:
+                return np.asarray(packed[node["__array__"]])
+            return {k: join(v) for k, v in node.items()}
+        return node
+
+    return join(json.loads(bytes(np.asarray(packed["json"]))))
+
+
+def _stored_tree(directory: Path) -> Tree:
+    """Metadata tree (leaves with shape and dtype) of a StandardSave folder."""
+    try:
+        return ocp.StandardCheckpointer().metadata(directory.resolve()).item_metadata.tree
+    except (ValueError, KeyError, OSError, AttributeError) as error:
+        raise UserError(f"checkpoint {directory} is damaged or incomplete: {error}") from error
+
+
+def _raw_shape(leaf: Any) -> tuple[int, ...]:
+    """Shape as stored: typed keys are stored as their uint32 words."""
+    if hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.eval_shape(jax.random.key_data, leaf).shape
+    return tuple(np.shape(leaf)) if not hasattr(leaf, "shape") else tuple(leaf.shape)
+
+
+def differences(stored: Tree, wanted: Tree) -> list[str]:
+    """One line per missing, unknown or mis-shaped leaf of `stored` against `wanted`."""
+    have, want = leaf_paths(stored), leaf_paths(wanted)
+    lines = [f"missing in the checkpoint: {p}" for p in sorted(want.keys() - have.keys())]
+    lines += [f"not in this run: {p}" for p in sorted(have.keys() - want.keys())]
+    for path in sorted(want.keys() & have.keys()):
+        old, new = _raw_shape(have[path]), _raw_shape(want[path])
+        if old != new:
+            lines.append(f"shape of {path}: checkpoint {old}, this run {new}")
+    return lines
+
+
+def restore(manager: ocp.CheckpointManager, step: int, abstract: Tree) -> Tree:
+    """State of `step` with the shapes, dtypes and shardings of `abstract`, on any device count.
+
+    Raises:
+        UserError: the trees differ (every differing leaf is listed) or a file is damaged.
+    """
+    directory = Path(str(manager.directory)) / str(step) / "state"
+    lines = differences(_stored_tree(directory), abstract)
+    if lines:
+        raise UserError(f"checkpoint {directory} does not fit this run:\n  " + "\n  ".join(lines))
+    try:
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        return manager.restore(step, args=args)["state"]
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"checkpoint {directory} is damaged: {error}") from error
+
+
+def read_tree(directory: Path) -> Tree:
+    """Nested dict of NumPy arrays from one StandardSave folder, whatever wrote it."""
+    template = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else 0,
+        _stored_tree(directory),
+    )
+    try:
+        return ocp.StandardCheckpointer().restore(directory.resolve(), template)
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"checkpoint {directory} is damaged: {error}") from error
+
+
+def steps(workdir: Path) -> list[int]:
+    """Steps saved in a run folder, ascending."""
+    folder = Path(workdir) / FOLDER
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+
+
+def read_json(workdir: Path, step: int) -> dict[str, Any]:
+    """Config stored beside a state."""
+    path = Path(workdir) / FOLDER / str(step) / "config" / "metadata"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"checkpoint config {path} is missing or damaged: {error}") from error
+
+
+def read_artifacts(workdir: Path, step: int) -> dict[str, Any]:
+    """Artifacts stored beside a state."""
+    return unpack_artifacts(read_tree(Path(workdir) / FOLDER / str(step) / "artifacts"))
+
+
+def read(workdir: str | Path, step: int | None = None) -> dict[str, Any]:
+    """{"step", "state", "config", "artifacts"} of a run folder as NumPy arrays and JSON.
+
+    Works on any machine and device count, needs no class of the system that wrote it. Typed keys
+    appear as uint32 words, tuples as lists.
+
+    Args:
+        step: which checkpoint; the last one by default.
+    """
+    available = steps(Path(workdir))
+    if not available:
+        raise UserError(f"no checkpoints in {workdir}")
+    step = available[-1] if step is None else step
+    if step not in available:
+        raise UserError(f"no checkpoint of step {step} in {workdir}; there are {available}")
+    state = read_tree(Path(workdir) / FOLDER / str(step) / "state")
+    return {
+        "step": step,
+        "state": state,
+        "config": read_json(Path(workdir), step),
+        "artifacts": read_artifacts(Path(workdir), step),
+    }

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mesh from config, path rules to shardings, host batches to global arrays."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from experiments.errors import UserError
+
+AXES = ("data", "model")
+Rules = Sequence[tuple[str, PartitionSpec]]
+
+
+def make_mesh(shape: Sequence[int]) -> Mesh:
+    """Mesh with axes (data, model); one entry may be -1 and is filled with what is left.
+
+    Raises:
+        UserError: the shape does not multiply to the number of devices.
+    """
+    count = jax.device_count()
+    fixed = math.prod(n for n in shape if n != -1)
+    sizes = tuple(count // fixed if n == -1 else n for n in shape)
+    if len(sizes) != len(AXES) or math.prod(sizes) != count:
+        raise UserError(
+            f"config.mesh={tuple(shape)} does not fit {count} device(s): (data, model) must "
+            f"multiply to {count}; use (-1, 1) to put all on data"
+        )
+    # Auto axes: with explicit ones an ordinary linen embedding does not trace.
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def leaf_paths(tree: Any) -> dict[str, Any]:
+    """{"/"-joined path: leaf}."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
+
+
+def match(rules: Rules, path: str, default: PartitionSpec) -> PartitionSpec:
+    """Spec of the first rule whose regex matches the whole path."""
+    return next((spec for regex, spec in rules if re.fullmatch(regex, path)), default)
+
+
+def shardings(mesh: Mesh, rules: Rules, abstract: Any, prefix: str = "") -> Any:
+    """Tree of NamedSharding for a tree of shapes.
+
+    Args:
+        prefix: "" for the state (default: replicated), "batch/" for a batch (default: P("data")).
+
+    Raises:
+        UserError: a dimension is not divisible by the axes it is put on.
+    """
+    default = PartitionSpec("data") if prefix else PartitionSpec()
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        name = prefix + jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = match(rules, name, default)
+        if len(spec) > len(leaf.shape):
+            spec = PartitionSpec()  # a rule for matrices leaves vectors and scalars replicated
+        for dim, axes in enumerate(spec):
+            names = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+            parts = math.prod(mesh.shape[a] for a in names)
+            if leaf.shape[dim] % parts:
+                raise UserError(
+                    f"{name}: dimension {dim} of {tuple(leaf.shape)} is not divisible by the "
+                    f"{parts} devices of {names}; change the batch size or config.mesh"
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(one, abstract)
+
+
+def fsdp_rules(abstract: Any, mesh: Mesh, min_bytes: int = 4 << 20) -> Rules:
+    """Rules that put the largest divisible dimension of every big leaf on the data axis."""
+    size = mesh.shape["data"]
+    rules = []
+    for path, leaf in leaf_paths(abstract).items():
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            continue
+        dims = [d for d, n in enumerate(leaf.shape) if n % size == 0]
+        if not dims or math.prod(leaf.shape) * leaf.dtype.itemsize < min_bytes:
+            continue
+        best = max(dims, key=lambda d: leaf.shape[d])
+        spec = PartitionSpec(*("data" if d == best else None for d in range(best + 1)))
+        rules.append((re.escape(path), spec))
+    return tuple(rules)
+
+
+def process_rows(num_rows: int) -> tuple[int, int]:
+    """Rows [lo, hi) of the global batch that this process builds."""
+    count, index = jax.process_count(), jax.process_index()
+    if num_rows % count:
+        raise UserError(f"a batch of {num_rows} rows is not divisible by {count} processes")
+    return index * num_rows // count, (index + 1) * num_rows // count
+
+
+class Feed:
+    """Puts host batches on the mesh; a leaf that is last step's object is not sent again."""
+
+    def __init__(self, mesh: Mesh, rules: Rules) -> None:
+        self._mesh, self._rules = mesh, rules
+        self._sent: dict[str, tuple[np.ndarray, jax.Array]] = {}
+
+    def sharding(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
+        leaf = jax.ShapeDtypeStruct(shape, np.float32)
+        return shardings(self._mesh, self._rules, {name: leaf}, "batch/")[name]
+
+    def put(self, batch: Mapping[str, np.ndarray], rows: tuple[int, int] | None) -> dict[str, Any]:
+        """Global arrays of a batch.
+
+        Args:
+            rows: None if `batch` is whole on this process, else the rows of the leaves sharded
+                over data that it holds.
+        """
+        out = {}
+        for name, leaf in batch.items():
+            sent = self._sent.get(name)
+            if sent is None or sent[0] is not leaf:
+                sent = (leaf, self._place(name, leaf, rows))
+                self._sent[name] = sent
+            out[name] = sent[1]
+        return out
+
+    def _place(self, name: str, leaf: np.ndarray, rows: tuple[int, int] | None) -> jax.Array:
+        spec = match(self._rules, f"batch/{name}", PartitionSpec("data"))
+        if rows is None or jax.process_count() == 1 or not spec or spec[0] is None:
+            sharding = self.sharding(name, leaf.shape)
+            return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+        shape = (leaf.shape[0] * jax.process_count(), *leaf.shape[1:])
+        sharding = self.sharding(name, shape)
+        return jax.make_array_from_process_local_data(sharding, leaf, shape)
