@@ -15,12 +15,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from experiments.errors import UserError
+
 CHUNK = 1 << 16  # bytes; small enough that a slow line still shows progress
 LINE_EVERY_S = 10.0  # between progress lines where there is no terminal
 RETRY_STATUS = (408, 429, 500, 502, 503, 504)
 
 
-class DataError(Exception):
+class DataError(UserError):
     """Raw data that is missing, wrong or cannot be fetched. The message says what to do."""
 
 
