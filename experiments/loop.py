@@ -339,9 +339,7 @@ def _run_steps(session: Session, state: State, start: int, profile: bool) -> tup
                 if jax.process_count() > 1
                 else bool(signals)
             )
-            busy = (
-                step % config.eval.every == 0 or step in experiment.milestones or step == total
-            )
+            busy = step % config.eval.every == 0 or step in experiment.milestones or step == total
             if bad or stop or busy or step % config.train.save_every == 0:
                 with timer.of("step"):
                     bad += settle(pending)

@@ -220,7 +220,7 @@ def _need(module: str, flag: str, extra: str) -> ModuleType:
         if error.name != module:
             raise
         raise UserError(
-            f"config.{flag} needs {module}, which is not installed: pip install 'banyan-stack[{extra}]'"
+            f'config.{flag} needs {module}, which is not installed: pip install -e ".[{extra}]"'
         ) from error
 
 
