@@ -130,6 +130,12 @@ class Group(NamedTuple):
     records: list[list[dict[str, Any]]]
 
 
+def _letter(index: int) -> str:
+    """A, B, ..., Z, AA: a short name for tables of differences."""
+    head = _letter(index // 26 - 1) if index >= 26 else ""
+    return head + chr(ord("A") + index % 26)
+
+
 def load_groups(workdirs: Sequence[str | Path]) -> tuple[list[Group], list[str]]:
     """Groups in the order given, and remarks on runs left out.
 
@@ -154,7 +160,7 @@ def load_groups(workdirs: Sequence[str | Path]) -> tuple[list[Group], list[str]]
         hashed = settings.config_hash(config)
         key = (results["system"], results["variant"], hashed, results["step"])
         if key not in found:
-            label = f"{key[0]}:{key[1]} {hashed[:6]}, {key[3]:,} steps"
+            label = f"{_letter(len(found))} {key[0]}:{key[1]} {hashed[:6]}, {key[3]:,} steps"
             found[key] = Group(label, config, [], [], {}, [])
         group, seed = found[key], results["seed"]
         if seed in group.seeds:

@@ -8,7 +8,7 @@ ground, so one picture is readable on a light and on a dark page.
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from experiments.writer import RESERVED, tag
 
-INK = "#7f858f"
+INK = "#767c86"
 COLORS = ("#3d8bfd", "#f08c2e", "#2fa866", "#d9528b", "#9b6ff2", "#1ba5b8", "#c2a11c", "#e0574f")
 POINTS = 300  # longer curves are shown as means of this many equal bins
 LINES = 8  # per plot
@@ -32,6 +32,7 @@ class Curve(NamedTuple):
     values: np.ndarray  # [n]
     spread: np.ndarray  # [n], 0 where there is one seed
     train: bool
+    binned: bool = False
 
 
 def seed_values(record: Mapping[str, Any], name: str) -> np.ndarray:
@@ -83,7 +84,18 @@ def thin(curve: Curve) -> Curve:
             np.add.reduceat(np.asarray(array, np.float64), starts) / counts
             for array in (curve.steps, curve.values, curve.spread)
         )
-    return curve._replace(steps=steps, values=values, spread=spread)
+    return curve._replace(steps=steps, values=values, spread=spread, binned=True)
+
+
+def legend(found: Iterable[Curve]) -> str:
+    """What a reader has to know about these curves."""
+    found = list(found)
+    lines = []
+    if any(np.any(curve.spread > 0) for curve in found):
+        lines.append("Bands: ± standard deviation over seeds.")
+    if any(curve.binned for curve in found):
+        lines.append(f"Curves of more than {POINTS} points are drawn as means of equal bins.")
+    return " ".join(lines)
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:
@@ -102,12 +114,16 @@ def family(key: str) -> str:
 
 
 def arrange(found: Mapping[str, Curve], first: Sequence[str]) -> list[tuple[str, list[Curve]]]:
-    """(title, curves) of each plot: families of the metrics in `first`, then losses, then rest."""
+    """(title, curves) of each plot: families of the metrics in `first`, then losses,
+    then what is evaluated, then the rest."""
     families: dict[str, list[Curve]] = {}
     for key in sorted(found, key=natural):
         families.setdefault(family(key), []).append(found[key])
     wanted = {family(key) for key in first}
-    order = sorted(families, key=lambda f: (f not in wanted, "loss" not in f, natural(f)))
+    only_train = {name: all(line.train for line in lines) for name, lines in families.items()}
+    order = sorted(
+        families, key=lambda f: (f not in wanted, "loss" not in f, only_train[f], natural(f))
+    )
     plots = []
     for name in order:
         lines = families[name]
@@ -120,9 +136,9 @@ def arrange(found: Mapping[str, Curve], first: Sequence[str]) -> list[tuple[str,
 
 def draw(title: str, lines: Sequence[Curve]) -> bytes:
     """One plot as PNG. Names are shown as they are: a `$` is no formula."""
-    figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+    figure = Figure(figsize=SIZE, dpi=DPI)
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes = figure.add_axes((0.11, 0.14, 0.87, 0.76))  # a layout engine would draw it all twice
     for index, line in enumerate(lines):
         color = COLORS[index % len(COLORS)]
         marker = "" if line.train or len(line.steps) > 40 else "o"
@@ -142,7 +158,7 @@ def draw(title: str, lines: Sequence[Curve]) -> bytes:
     for side, spine in axes.spines.items():
         spine.set_color(INK)
         spine.set_visible(side in ("left", "bottom"))
-    legend = axes.legend(fontsize=7, labelcolor=INK, frameon=False)
+    legend = axes.legend(fontsize=7.5, labelcolor=INK, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
     out = io.BytesIO()

@@ -47,7 +47,7 @@ td.n{text-align:right;white-space:nowrap}th.n{text-align:right}
 code,pre{font:13px/1.5 ui-monospace,Menlo,Consolas,monospace}
 pre{background:var(--card);padding:12px 14px;border-radius:6px;white-space:pre-wrap;
 overflow-wrap:anywhere;margin:8px 0}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:10px;
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(165px,1fr));gap:10px;
 margin:20px 0}
 .card{background:var(--card);border-radius:6px;padding:9px 13px;overflow-wrap:anywhere}
 .card b{display:block;font-size:12px;font-weight:500;color:var(--soft)}
@@ -334,16 +334,20 @@ def sections(
         out.append(Section("Results", note, results_table(results)))
     else:
         out.append(Section("Results", "No results yet: the run has not reached its end."))
-    drawn = plots.arrange(plots.curves([run.records]), list(results.get("metrics", {})))
+    found = plots.curves([run.records])
+    drawn = plots.arrange(found, list(results.get("metrics", {})))
     pictures = "".join(
         picture(title, plots.draw(title, lines)) for title, lines in drawn[:MAX_PLOTS]
     )
     if pictures:
-        note = (
-            f"Bands: ± standard deviation over seeds. Curves of more than {plots.POINTS} points "
-            "are means of equal bins."
+        out.append(
+            Section(
+                "Learning curves",
+                plots.legend(found.values()),
+                None,
+                f"<div class=grid>{pictures}</div>",
+            )
         )
-        out.append(Section("Learning curves", note, None, f"<div class=grid>{pictures}</div>"))
     rest = [line for _, lines in drawn[MAX_PLOTS:] for line in lines]
     if rest:
         out.append(Section(f"{len(rest)} more metrics", "", last_table(rest), folded=True))
@@ -453,7 +457,7 @@ def comparison_tables(groups: Sequence[Group]) -> list[tuple[str, Table, Table |
             low, high = d.low, d.high
             rows.append(
                 [
-                    Cell(f"{other.label} minus {having[0].label}"),
+                    Cell(f"{other.label.split()[0]} minus {having[0].label.split()[0]}"),
                     Cell(f"{d.mean:+.4g}", exact=repr(d.mean), number=True),
                     Cell(_interval(low, high), strong=low > 0 or high < 0, number=True),
                     Cell("paired by seed" if d.paired else "unpaired"),
@@ -538,8 +542,9 @@ def _overlays(groups: Sequence[Group], first: Sequence[str]) -> str:
         return ""
     rest = ", ".join(order[MAX_PLOTS:])
     more = f"<p class=note>Not drawn: {escape(rest)}</p>\n" if rest else ""
+    note = plots.legend([curve for found in by_group.values() for curve in found.values()])
     return (
-        "<h2>Learning curves</h2>\n<p class=note>Bands: ± standard deviation over seeds.</p>\n"
+        f"<h2>Learning curves</h2>\n<p class=note>{escape(note)}</p>\n"
         f"<div class=grid>{pictures}</div>\n{more}"
     )
 

@@ -336,7 +336,10 @@ class Writer:
             self._bar.update(step - self._bar.n)
         if train and now - self._printed < self._every_s and step != self._total:
             return
-        shown = {k: f"{_scalar(v):.4g}" for k, v in list(metrics.items())[:CONSOLE_KEYS]}
+        shown = {
+            k.removeprefix(f"{split}/"): f"{_scalar(v):.4g}"
+            for k, v in list(metrics.items())[:CONSOLE_KEYS]
+        }
         if train and self._bar is not None:
             self._bar.set_postfix(shown)
         else:
