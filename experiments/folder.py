@@ -143,6 +143,6 @@ def environment() -> dict[str, Any]:
 
 
 def device_name(env: Mapping[str, Any]) -> str:
-    """"4 x cpu" and the like."""
+    """ "4 x cpu" and the like."""
     kinds = sorted(set(env["devices"]))
     return ", ".join(f"{env['devices'].count(k)} x {k}" for k in kinds)

@@ -343,9 +343,7 @@ def run_steps(
                 if jax.process_count() > 1
                 else bool(signals)
             )
-            busy = (
-                step % config.eval.every == 0 or step in experiment.milestones or step == total
-            )
+            busy = step % config.eval.every == 0 or step in experiment.milestones or step == total
             if bad or stop or busy or step % config.train.save_every == 0:
                 with timer.of("step"):
                     bad += settle(pending)

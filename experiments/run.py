@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """One door to every system of the stack.
 
-  train (or resume: the same command again)
-      python experiments/run.py --config=experiments/configs/banyan.py:tiny
-  change any number of the config
-      python experiments/run.py --config=experiments/configs/banyan.py --config.seed=1
-  evaluate a run's last checkpoint; check every claimed number again; compare runs
-      python experiments/run.py --mode=eval --workdir=DIR
-      python experiments/run.py --mode=check --workdir=DIR
-      python experiments/run.py --mode=report DIR [DIR ...]
-  ask a trained system something, where it offers an action
-      python experiments/run.py --mode=<action> --workdir=DIR --query=TEXT   (or --query=@FILE)
+train (or resume: the same command again)
+    python experiments/run.py --config=experiments/configs/banyan.py:tiny
+change any number of the config
+    python experiments/run.py --config=experiments/configs/banyan.py --config.seed=1
+evaluate a run's last checkpoint; check every claimed number again; compare runs
+    python experiments/run.py --mode=eval --workdir=DIR
+    python experiments/run.py --mode=check --workdir=DIR
+    python experiments/run.py --mode=report DIR [DIR ...]
+ask a trained system something, where it offers an action
+    python experiments/run.py --mode=<action> --workdir=DIR --query=TEXT   (or --query=@FILE)
 """
 
 import os

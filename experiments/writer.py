@@ -5,8 +5,8 @@ One line of metrics.jsonl is one strict JSON object
 
     {"step": 1200, "split": "train", "loss": 1.23, "per_seed": {"loss": [1.2, 1.26]}, "time": {...}}
 
-Two runs of one command write the same bytes apart from `time`: every train step is written (or
-every `log.every`-th), nothing depends on the clock. A metric with one value per seed is stored as
+Two runs of one command write the same bytes apart from `time`: every `write` is a line, whatever
+the clock says. A metric with one value per seed is stored as
 its mean with the values under `per_seed`. JSON has no NaN or infinity: they are written as the
 strings "NaN", "Infinity" and "-Infinity", and `read_metrics` turns them back into floats.
 """
@@ -24,6 +24,8 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 from tqdm import tqdm
+
+from experiments.errors import UserError
 
 FILE = "metrics.jsonl"
 RESERVED = ("step", "split", "per_seed", "time")
@@ -98,13 +100,13 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """(raw line, record) of every whole line. A torn last line (a killed run) is left out.
 
     Raises:
-        ValueError: a line before the last is no record; the file and line are named.
+        UserError: a line before the last is no record; the file and line are named.
     """
     broken: int | None = None
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
             if broken is not None:
-                raise ValueError(f"{path}, line {broken}: not a metrics record (corrupted file)")
+                raise UserError(f"{path}, line {broken} is damaged: no metrics record")
             record = None
             if raw.endswith(b"\n"):
                 try:
@@ -217,8 +219,8 @@ def _need(module: str, flag: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
-        raise ModuleNotFoundError(
-            f"{flag} needs {module}, which is not installed: pip install 'banyan-stack[{extra}]'"
+        raise UserError(
+            f'config.{flag} needs {module}, which is not installed: pip install -e ".[{extra}]"'
         ) from error
 
 
@@ -241,9 +243,9 @@ class Writer:
     """Open with `open_writer`; a context manager. On every process but the main one: silence."""
 
     def __init__(self, file: TextIO | None, done: tuple[int, set[str]], trackers: list[Tracker],
-                 every: int, every_s: float, span: tuple[int, int]) -> None:  # fmt: skip
+                 every_s: float, span: tuple[int, int]) -> None:  # fmt: skip
         self._file, self._done, self._trackers = file, done, trackers
-        self._every, self._every_s = every, every_s
+        self._every_s = every_s
         self._start, self._total = span
         self._bar: tqdm | None = None
         self._printed = -math.inf  # monotonic time of the last train line on the console
@@ -263,10 +265,9 @@ class Writer:
             return  # not the main process, or restored with the file and already there
         if not isinstance(time, Mapping):
             time = {} if time is None else {"wall_s": time}
-        if split != "train" or step % self._every == 0:
-            self._file.write(encode(step, split, metrics, time))
-            means = {name: _scalar(value) for name, value in metrics.items()}
-            named = {tag(split, name): value for name, value in means.items()}
+        self._file.write(encode(step, split, metrics, time))
+        if self._trackers:
+            named = {tag(split, name): _scalar(value) for name, value in metrics.items()}
             for tracker in list(self._trackers):
                 self._try(tracker, lambda t=tracker: t.log(step, named))
         self._console(step, split, metrics)
@@ -335,7 +336,10 @@ class Writer:
             self._bar.update(step - self._bar.n)
         if train and now - self._printed < self._every_s and step != self._total:
             return
-        shown = {k: f"{_scalar(v):.4g}" for k, v in list(metrics.items())[:CONSOLE_KEYS]}
+        shown = {
+            k.removeprefix(f"{split}/"): f"{_scalar(v):.4g}"
+            for k, v in list(metrics.items())[:CONSOLE_KEYS]
+        }
         if train and self._bar is not None:
             self._bar.set_postfix(shown)
         else:
@@ -369,24 +373,20 @@ def open_writer(
 
     Args:
         config_log: `every_s` seconds between console lines, `tensorboard` bool, `wandb` project
-            name or "", and optionally `every`: train lines are kept at multiples of it (default 1).
+            name or "".
         total_steps: for the bar and the ETA.
         start_step: the restored step; lines beyond it are dropped, and a split that already has a
             line at it is not written twice. -1 on a fresh start: every old line is dropped.
         main: False on all processes but one; those write nothing.
 
     Raises:
-        ModuleNotFoundError: a tracker was asked for and is not installed; names the command.
-        ValueError: `every` or `every_s` out of range, or a corrupted metrics.jsonl.
+        UserError: a tracker was asked for and is not installed, with the command that installs it;
+            or a damaged metrics.jsonl.
     """
-    every, every_s = int(config_log.get("every", 1)), float(config_log.get("every_s", 10.0))
-    if every < 1:
-        raise ValueError(f"log.every = {every}: steps between train lines, at least 1")
-    if not every_s >= 0:
-        raise ValueError(f"log.every_s = {every_s}: seconds between console lines, at least 0")
+    every_s = float(config_log["every_s"])
     span = (max(start_step, 0), total_steps)
     if not main:
-        return Writer(None, (start_step, set()), [], every, every_s, span)
+        return Writer(None, (start_step, set()), [], every_s, span)
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     done = truncate_after(workdir / FILE, start_step)
@@ -396,4 +396,4 @@ def open_writer(
     if config_log.get("wandb"):
         trackers += _wandb(workdir, str(config_log["wandb"]))
     file = (workdir / FILE).open("a", buffering=1, encoding="utf-8", newline="\n")
-    return Writer(file, (start_step, done), trackers, every, every_s, span)
+    return Writer(file, (start_step, done), trackers, every_s, span)
