@@ -429,3 +429,29 @@ def evaluate(
         "dead_end": per_depth(dead_end),
         "length": per_depth(worker.env.t),
     }
+
+
+def play(
+    key: PRNGKeyArray, net: ActorCritic, params: Any, tables: EnvParams, steps: int
+) -> tuple[State, jax.Array, jax.Array]:
+    """One episode of a task of `tables.dist` with drawn actions, for pictures.
+
+    Returns:
+        states [steps + 1, ...], actions [steps], rewards [steps]; after the end nothing changes.
+    """
+    reset_key, run_key = jax.random.split(key)
+    first = reset_worker(reset_key, net, tables, 1)
+
+    def body(worker: Worker, key: PRNGKeyArray) -> tuple[Worker, tuple]:
+        logits, _, memory = apply(net, params, worker)
+        action = jax.random.categorical(key, logits)
+        obs, state, reward, *_ = jax.vmap(env.step_env, in_axes=(0, 0, 0, None))(
+            key[None], worker.env, action, tables
+        )
+        live = jnp.zeros(1, bool)
+        worker = advance(action, memory, (obs, state), reward, live)
+        return worker, (state, action, reward)
+
+    _, (states, actions, rewards) = jax.lax.scan(body, first, jax.random.split(run_key, steps))
+    states = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b])[:, 0], first.env, states)
+    return states, actions[:, 0], rewards[:, 0]

@@ -235,8 +235,8 @@ def ppo_cases() -> Iterable[Case]:
 
     from experiments.systems import banyan as system
 
-    net, tables = system.network(config, asm.artifacts)
-    tables = jax.tree.map(jnp.asarray, tables)
+    made = tasks.from_arrays(asm.artifacts)
+    net, tables = system.network(config, made), jax.tree.map(jnp.asarray, made.params)
     agent = ppo.init(jax.random.key(0), net, agent_config, tables)
     act = jax.jit(
         lambda key, agent: ppo.rollout(

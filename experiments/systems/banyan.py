@@ -36,9 +36,24 @@ EVAL_SEED = 20_260_530  # evaluation episodes are the same at every step of ever
 def prepare(config: ConfigDict) -> dict[str, Any]:
     """Task tables and their manifest; the rate of rejected tasks is printed."""
     made = tasks.make_tasks(config.seed, settings.groups(config)["env"])
-    manifest = made.manifest
-    print(manifest.keys())
+    print(describe(made.manifest))
     return tasks.to_arrays(made)
+
+
+def describe(manifest: Mapping[str, Any]) -> str:
+    """One line per distribution: sizes, shared walls, and what the planner rejected."""
+    lines = [f"tasks {manifest['sha256'][:12]}: {manifest['num_trees']} trees, "
+             f"{manifest['num_layouts']} layouts, rules version {manifest['rule_version']}"]
+    for i, dist in enumerate(manifest["dists"], 1):
+        checked, rejected = dist["pairs_checked"], dist["pairs_rejected"]
+        rate = f"{rejected / checked:.1%}" if checked else "no pair"
+        lines.append(
+            f"  d{i}: {dist['topologies']} topologies x {dist['objects']} objects x "
+            f"{dist['layouts']} layouts ({dist['wall_maps_shared_with_earlier']} of "
+            f"{dist['wall_maps']} wall maps seen before); planner rejected {rejected} of "
+            f"{checked} tasks ({rate})"
+        )
+    return "\n".join(lines)
 
 
 def _to_state(step: jax.Array, key: jax.Array, agent: Agent) -> dict[str, Any]:
@@ -60,6 +75,12 @@ def _to_agent(state: Mapping[str, Any]) -> Agent:
     return Agent(state["params"], state["opt_state"], Worker(**worker))
 
 
+def network(config: ConfigDict, made: tasks.Tasks) -> ActorCritic:
+    """The agent's network, reading no more of the board than the largest layout fills."""
+    rows, cols = np.max(np.asarray(made.params.layouts.shape), axis=0)
+    return ActorCritic(settings.groups(config)["model"], rows=int(rows), cols=int(cols))
+
+
 def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     """Experiment of one config.
 
@@ -68,16 +89,14 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     """
     groups = settings.groups(config)
     env_config, agent_config, train = groups["env"], groups["agent"], groups["train"]
-    made = tasks.from_arrays(artifacts)
+    made = tasks.from_arrays(dict(artifacts))
+    net, tables = network(config, made), made.params
     num_dists, seeds = len(made.dists), config.num_seeds
     if train.steps > num_dists * train.phase_steps:
         raise ValueError(
             f"config.train.steps={train.steps} exceeds config.env.num_dists={num_dists} x "
             f"config.train.phase_steps={train.phase_steps}; raise one of those or lower steps"
         )
-    tables: EnvParams = jax.tree.map(np.asarray, made.params)
-    shape = np.max(np.asarray(tables.layouts.shape), axis=0)
-    net = ActorCritic(groups["model"], rows=int(shape[0]), cols=int(shape[1]))
     treedef = jax.tree.structure(tables)
     names = tuple(leaf_paths(tables))
     # The same host objects at every step: within a phase nothing is sent twice.
@@ -113,8 +132,8 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         splits=("test",),
         milestones=tuple(train.phase_steps * i for i in range(num_dists + 1)),
         summary=lambda records: summarize(records, train.phase_steps, num_dists),
-        figures=banyan_figures.make(config, net, tables, made.dists),
-        actions={"watch": banyan_figures.make_watch(config, net, tables, made.dists)},
+        figures=banyan_figures.make_figures(config, net, made),
+        actions={"watch": banyan_figures.make_watch(config, net, made)},
     )
 
 
