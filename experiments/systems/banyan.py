@@ -27,7 +27,7 @@ from experiments.systems import banyan_figures
 
 RULES = (
     (r"worker/.*", P(None, "data")),
-    (r"params/.*kernel", P(None, None, "model")),
+    (r"(.*/)?params/.*(encoder\d|_hidden|input)/kernel", P(None, None, "model")),
     (r"batch/.*", P()),
 )
 EVAL_SEED = 20_260_530  # evaluation episodes are the same at every step of every run
