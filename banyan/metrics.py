@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 Matrix = Float[np.ndarray, "*seeds T D"]
 Row = Float[np.ndarray, "*seeds D"]
+Shorter = Float[np.ndarray, "*seeds D-1"]  # without the first distribution
 
 
 def success_end(success: Matrix) -> Row:
@@ -18,12 +19,12 @@ def success_end(success: Matrix) -> Row:
     return np.diagonal(success, axis1=-2, axis2=-1)
 
 
-def success_start(success: Matrix) -> Row:
+def success_start(success: Matrix) -> Shorter:
     """S_start(d_i) = S[i - 1, i] for i >= 1: before any update on d_i. One shorter than S_end."""
     return np.diagonal(success, offset=1, axis1=-2, axis2=-1)
 
 
-def transfer_gap(success: Matrix) -> Row:
+def transfer_gap(success: Matrix) -> Shorter:
     """Delta_i = S_end(d_{i-1}) - S_start(d_i) for i >= 1."""
     return success_end(success)[..., :-1] - success_start(success)
 
@@ -38,12 +39,12 @@ def forgetting(success: Matrix) -> Row:
     return success_end(success) - success[..., -1, :]
 
 
-def jump_start(success: Matrix, untrained: Row) -> Row:
+def jump_start(success: Matrix, untrained: Row) -> Shorter:
     """S_start(d_i) - success of the untrained agent on d_i, for i >= 1."""
     return success_start(success) - untrained[..., 1:]
 
 
-def average_performance(success: Matrix) -> Row:
+def average_performance(success: Matrix) -> Float[np.ndarray, "*seeds T"]:
     """P(t): mean over all distributions after phase t."""
     return success.mean(axis=-1)
 
@@ -58,4 +59,4 @@ def plateau_slope(ends: Row) -> np.ndarray:
     """Least-squares slope of S_end(d_i) on i, from the second distribution on [our choice]."""
     tail = ends[..., 1:]
     x = np.arange(tail.shape[-1]) - (tail.shape[-1] - 1) / 2
-    return (tail * x).sum(-1) / (x * x).sum()
+    return np.asarray((tail * x).sum(-1) / (x * x).sum())

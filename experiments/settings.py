@@ -24,7 +24,7 @@ TOP = ("system", "variant", "seed", "num_seeds", "mesh", "init_from")
 NOT_HASHED = ("data.root", "mesh", "log", "train.steps", "init_from")
 
 
-def at_least(group: str, low: float, **values: float) -> None:
+def at_least(group: str, low: int | float, **values: int | float) -> None:
     """Raises ValueError naming the first value below `low`."""
     for key, value in values.items():
         if not value >= low:

@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 
 
-def _at_least(low: float, **values: float) -> None:
+def _at_least(low: int | float, **values: int | float) -> None:
     for key, value in values.items():
         if value < low:
             raise ValueError(f"{key}={value!r} must be at least {low}")
