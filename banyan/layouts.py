@@ -31,7 +31,7 @@ from banyan.types import (
     host_leaf,
 )
 
-_ATTEMPTS = 2000
+_ATTEMPTS = 200
 _LEFT_COLUMN = sum(1 << (SIDE * row) for row in range(SIDE))
 _RIGHT_COLUMN = _LEFT_COLUMN << (SIDE - 1)
 _LEVEL_SIDE = SIDE + 2  # a Boxoban level with its border
@@ -106,12 +106,15 @@ def _place_slots(
 def sample_layout(rng: np.random.Generator, shape: tuple[int, int], num_walls: int) -> Layout:
     """Random walls, redrawn until all free cells hang together, then a random order of slots.
 
+    So many walls that this hardly ever happens are placed one by one instead, each where it cuts
+    nothing off (such boards are not uniform).
+
     Args:
         shape: rows, columns, each 1..8.
         num_walls: walls inside the board; never on the start cell 0.
 
     Raises:
-        ValueError: impossible numbers, or no connected board found in many draws.
+        ValueError: impossible numbers.
     """
     check_shape(shape, num_walls)
     inside = np.array([row * SIDE + col for row in range(shape[0]) for col in range(shape[1])])
@@ -121,10 +124,22 @@ def sample_layout(rng: np.random.Generator, shape: tuple[int, int], num_walls: i
         free = everything & ~_bits(walls)
         if _reach(free, 0) == free:
             return _place_slots(rng, [int(c) for c in inside if free >> int(c) & 1], 0, shape)
-    raise ValueError(
-        f"no connected {shape[0]}x{shape[1]} board with num_walls={num_walls} found in "
-        f"{_ATTEMPTS} draws: take fewer walls"
-    )
+    free = _carve(rng, inside[1:], everything, num_walls)
+    return _place_slots(rng, [int(c) for c in inside if free >> int(c) & 1], 0, shape)
+
+
+def _carve(rng: np.random.Generator, cells: np.ndarray, free: int, num_walls: int) -> int:
+    """Takes cells away one at a time so that the rest stays connected to cell 0.
+
+    A connected board has at least two cells whose loss disconnects nothing, so it never gets stuck.
+    """
+    while num_walls:
+        for cell in rng.permutation(cells):
+            rest = free & ~(1 << int(cell))
+            if num_walls and rest != free and _reach(rest, 0) == rest:
+                free = rest
+                num_walls -= 1
+    return free
 
 
 def walls_of(layout: Layout) -> Bool[np.ndarray, "64"]:

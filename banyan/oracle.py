@@ -21,7 +21,7 @@ draws tasks before any filter, plans each and executes each plan in the jitted e
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,13 +35,16 @@ from banyan.types import (
     NUM_ITEMS,
     PICKUP,
     SIDE,
+    SLOT_LEAF,
     TOGGLE,
     WALL,
     EnvParams,
+    State,
 )
 
 MAX_STATES = 200_000  # abstract states `search` visits before it gives up
 LOOK_AHEAD = (0.0, 0.5, 1.0)  # weights of the product's next walk, one greedy dive each
+MAX_DROPS = 12  # places tried for an item that is in the hand already
 FAR = 10_000  # distance between cells of different components
 
 _ROW = NUM_ITEMS + 1
@@ -59,7 +62,7 @@ class Task(NamedTuple):
     transform: bytes  # [81]
     neighbors: tuple[tuple[int, ...], ...]  # [64] floor cells around, in the order N, S, W, E
     distance: list[list[int]]  # [64][64] steps, FAR where there is no way
-    complete: bool  # every leaf of the tree lies on the board
+    complete: bool  # every leaf of the tree, or what it became, is there
 
 
 class Act(NamedTuple):
@@ -108,40 +111,61 @@ def _neighbors(free: np.ndarray) -> tuple[tuple[int, ...], ...]:
     )
 
 
-def read_task(params: EnvParams, tree: int, layout: int) -> Task:
-    """Takes one task out of the tables of `params`.
-
-    Raises:
-        IndexError: no such tree or layout.
-    """
-    trees, layouts = params.trees, params.layouts
-    parent = np.asarray(trees.parent)[tree]
-    sibling = np.asarray(trees.sibling)[tree]
-    leaf = np.asarray(trees.leaf)[tree]
-    grid = leaf[np.asarray(layouts.slot)[layout]].astype(np.uint8)
-    free = (grid != WALL).reshape(SIDE, SIDE)
+def _reactions(params: EnvParams, tree: int) -> tuple[np.ndarray, np.ndarray]:
+    """(combine, transform) as they work in this task, whatever the rule mode."""
     combine = np.asarray(params.rules.combine)
     transform = np.asarray(params.rules.transform)
-    if bool(params.per_task):
-        combine, transform = np.zeros_like(combine), np.zeros_like(transform)
-        items = np.arange(_ROW)
-        pairs = np.flatnonzero((parent > 0) & (sibling > 0))
-        combine[pairs * _ROW + sibling[pairs]] = parent[pairs]
-        single = items[(parent > 0) & (sibling == 0)]
-        transform[single] = parent[single]
-    leaves = leaf[2:]
+    if not bool(params.per_task):
+        return combine, transform
+    parent = np.asarray(params.trees.parent)[tree]
+    sibling = np.asarray(params.trees.sibling)[tree]
+    combine, transform = np.zeros_like(combine), np.zeros_like(transform)
+    pairs = np.flatnonzero((parent > 0) & (sibling > 0))
+    combine[pairs * _ROW + sibling[pairs]] = parent[pairs]
+    single = np.flatnonzero((parent > 0) & (sibling == 0))
+    transform[single] = parent[single]
+    return combine, transform
+
+
+def _complete(parent: bytes, leaves: Sequence[int], present: set[int]) -> bool:
+    """True if every leaf, or something made of it, is there."""
+    for item in leaves:
+        while item and item not in present:
+            item = parent[item]
+        if not item:
+            return False
+    return True
+
+
+def _task(params: EnvParams, tree: int, grid: np.ndarray, start: int, held: int = EMPTY) -> Task:
+    trees = params.trees
+    free = (grid != WALL).reshape(SIDE, SIDE)
+    combine, transform = _reactions(params, tree)
+    parent = np.asarray(trees.parent)[tree].tobytes()
+    leaves = [int(item) for item in np.asarray(trees.leaf)[tree, SLOT_LEAF:] if item]
     return Task(
         grid=grid.tobytes(),
-        start=int(np.asarray(layouts.start)[layout]),
+        start=start,
         goal=int(np.asarray(trees.goal)[tree]),
-        parent=parent.tobytes(),
-        sibling=sibling.tobytes(),
+        parent=parent,
+        sibling=np.asarray(trees.sibling)[tree].tobytes(),
         combine=combine.tobytes(),
         transform=transform.tobytes(),
         neighbors=_neighbors(free),
         distance=_distances(free).tolist(),
-        complete=bool(np.isin(leaves[leaves > 0], grid).all()),
+        complete=_complete(parent, leaves, {*grid.tolist(), held}),
     )
+
+
+def read_task(params: EnvParams, tree: int, layout: int) -> Task:
+    """Takes one task, as it is after reset, out of the tables of `params`.
+
+    Raises:
+        IndexError: no such tree or layout.
+    """
+    slots = np.asarray(params.layouts.slot)[layout]
+    grid = np.asarray(params.trees.leaf)[tree][slots].astype(np.uint8)
+    return _task(params, tree, grid, int(np.asarray(params.layouts.start)[layout]))
 
 
 def first_reaction(task: Task, grid: bytearray, item: int, cell: int) -> tuple[int, int]:
@@ -452,6 +476,58 @@ def plan(params: EnvParams, tree: int, layout: int) -> Int8[np.ndarray, " T"] | 
     task = read_task(params, tree, layout)
     acts = solve(task).acts
     return None if acts is None else primitive(task, acts)
+
+
+def _drops(task: Task, held: int) -> list[Act]:
+    """Ways to put a carried item down that keep the task winnable, nearest first, merges first.
+
+    The first `source` is where the agent stands; the item is in its hand, not there.
+    """
+    grid, reach = bytearray(task.grid), task.distance[task.start]
+    merges, inert = [], []
+    for cell in sorted(range(NUM_CELLS), key=reach.__getitem__):
+        if reach[cell] >= FAR or grid[cell] != EMPTY:
+            continue
+        partner_cell, product = first_reaction(task, grid, held, cell)
+        if not product:
+            inert.append(Act(DROP, task.start, cell))
+        elif product == task.goal or (
+            product == task.parent[held] and grid[partner_cell] == task.sibling[held]
+        ):
+            merges.append(Act(DROP, task.start, cell))
+    return merges + inert
+
+
+def plan_state(params: EnvParams, state: State) -> Int8[np.ndarray, " T"] | None:
+    """Actions that win from any state of an episode; None if it is over or no plan is found.
+
+    A carried item is put down first: where it merges, or on one of the nearest inert cells.
+    """
+    if bool(state.done):
+        return None
+    held, pos = int(state.held), int(state.pos)
+    task = _task(params, int(state.tree), np.asarray(state.grid, np.uint8), pos, held)
+    if held == EMPTY:
+        acts = solve(task).acts
+        return None if acts is None else primitive(task, acts)
+    best: np.ndarray | None = None
+    for tried, drop in enumerate(_drops(task, held)):
+        if best is not None and tried >= MAX_DROPS:
+            break
+        first = [*_walk(task, pos, drop.target), DROP]
+        grid = bytearray(task.grid)
+        partner_cell, product = first_reaction(task, grid, held, drop.target)
+        if product:
+            grid[partner_cell] = EMPTY
+        grid[drop.target] = product or held
+        rest: tuple[Act, ...] | None = ()
+        after = task._replace(grid=bytes(grid), start=drop.target)
+        if product != task.goal:
+            rest = solve(after, MAX_STATES // MAX_DROPS).acts
+        if rest is not None:
+            actions = np.concatenate([np.array(first, np.int8), primitive(after, rest)])
+            best = actions if best is None or len(actions) < len(best) else best
+    return best
 
 
 if __name__ == "__main__":

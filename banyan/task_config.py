@@ -16,7 +16,7 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r}: must be one of {', '.join(map(repr, allowed))}")
 
 
-def _at_least(name: str, value: float, least: float) -> None:
+def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ValueError(f"{name}={value}: must be at least {least}")
 

@@ -47,7 +47,7 @@ def test_records_round_trip_through_tfds_without_tensorflow(tmp_path: Path) -> N
     records = list(builder.as_data_source("levels"))
     levels = [data.level_of(record) for record in records]
     expected = parse_raw(LEVEL, "some.txt.gz")
-    assert [level.source for level in levels] == ["some.txt.gz:2", "some.txt.gz:13"]
+    assert [level.source for level in levels] == ["some.txt.gz:2", "some.txt.gz:14"]
     for level, raw in zip(levels, expected, strict=True):
         np.testing.assert_array_equal(level.walls, raw.walls)
         assert level.start == raw.start
