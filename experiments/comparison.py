@@ -35,7 +35,7 @@ def _quantiles(means: np.ndarray, level: float) -> tuple[float, float]:
 
 
 def bootstrap_interval(
-    values: Sequence[float] | np.ndarray,
+    values: Sequence[float | int] | np.ndarray,
     num_resamples: int = 10_000,
     level: float = 0.95,
     seed: int = 0,
@@ -57,7 +57,7 @@ def bootstrap_interval(
     return _quantiles(_resampled_means(array, num_resamples, generator), level)
 
 
-def spread(values: Sequence[float] | np.ndarray) -> float:
+def spread(values: Sequence[float | int] | np.ndarray) -> float:
     """Sample standard deviation; nan for one value."""
     array = np.asarray(values, np.float64)
     return float(array.std(ddof=1)) if array.size > 1 else math.nan
@@ -77,7 +77,7 @@ class Summary(NamedTuple):
         return number(self.mean) + tail
 
 
-def summarize(values: Sequence[float]) -> Summary:
+def summarize(values: Sequence[float | int]) -> Summary:
     """Mean, spread and bootstrap interval over seeds."""
     array = np.asarray(values, np.float64)
     return Summary(float(array.mean()), spread(array), array.size, *bootstrap_interval(array))

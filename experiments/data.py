@@ -357,9 +357,9 @@ def download(
     config_root: str | Path = "",
     datasets: Datasets | None = None,
     *,
-    timeout_s: float = 30.0,
+    timeout_s: float | int = 30.0,
     attempts: int = 5,
-    pause_s: float = 1.0,
+    pause_s: float | int = 1.0,
 ) -> list[Path]:
     """Fetch the files of a dataset that are missing or wrong; each is checked before it appears.
 

@@ -30,7 +30,9 @@ class _Broken(Exception):
     """A transfer that may succeed when tried again."""
 
 
-def fetch(url: str, part: Path, *, timeout_s: float, attempts: int, pause_s: float) -> None:
+def fetch(
+    url: str, part: Path, *, timeout_s: float | int, attempts: int, pause_s: float | int
+) -> None:
     """Bring `part` to the full content of `url`, going on from what it already holds.
 
     Raises:
@@ -64,7 +66,7 @@ def fetch(url: str, part: Path, *, timeout_s: float, attempts: int, pause_s: flo
     )
 
 
-def _attempt(url: str, file: FileIO, part: Path, timeout_s: float) -> None:
+def _attempt(url: str, file: FileIO, part: Path, timeout_s: float | int) -> None:
     have = os.fstat(file.fileno()).st_size
     headers = {"User-Agent": "banyan-stack", "Accept-Encoding": "identity"}
     if have:

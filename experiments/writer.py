@@ -227,7 +227,7 @@ def _need(module: str, flag: str, extra: str) -> ModuleType:
 # ------------------------------------------------------------------------------------ the writer
 
 
-def short(seconds: float) -> str:
+def short(seconds: float | int) -> str:
     """A duration for humans: 42s, 3m07s, 2h05m."""
     if not math.isfinite(seconds):
         return "?"
@@ -243,7 +243,7 @@ class Writer:
     """Open with `open_writer`; a context manager. On every process but the main one: silence."""
 
     def __init__(self, file: TextIO | None, done: tuple[int, set[str]], trackers: list[Tracker],
-                 every_s: float, span: tuple[int, int]) -> None:  # fmt: skip
+                 every_s: float | int, span: tuple[int, int]) -> None:  # fmt: skip
         self._file, self._done, self._trackers = file, done, trackers
         self._every_s = every_s
         self._start, self._total = span
@@ -253,7 +253,7 @@ class Writer:
 
     def write(
         self, step: int, split: str, metrics: Mapping[str, Any],
-        time: Mapping[str, Any] | float | None = None,
+        time: Mapping[str, Any] | float | int | None = None,
     ) -> None:  # fmt: skip
         """Record metrics of one step and split.
 
