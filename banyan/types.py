@@ -9,7 +9,7 @@ embedded in its top-left corner and padded with walls. An item is one byte:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -67,7 +67,7 @@ SLOT_LEAF = 2  # SLOT_LEAF + k: position of the k-th leaf
 
 def host_leaf(array: np.ndarray) -> jax.Array:
     """A NumPy table as a leaf of the pytrees below; jitted functions take it as it is."""
-    return cast("jax.Array", array)
+    return array
 
 
 class Rules(NamedTuple):

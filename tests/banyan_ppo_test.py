@@ -58,6 +58,9 @@ def tables() -> Any:
     return jax.tree.map(jnp.asarray, tasks.make_tasks(0, config).params)
 
 
+ROLLOUT = jax.jit(ppo.rollout, static_argnums=(1, 5))
+
+
 def network(**changes: Any) -> ActorCritic:
     return ActorCritic(ModelConfig(**{**MODEL, **changes}), rows=3, cols=4)
 
@@ -191,7 +194,7 @@ def test_final_values_are_those_of_the_last_views(tables: Any, steps: int) -> No
     net = network()
     agent = ppo.init(jax.random.key(0), net, PPOConfig(**PPO), tables)
     worker = agent.worker
-    _, sample, outcome = ppo.rollout(jax.random.key(1), net, agent.params, worker, tables, steps)
+    _, sample, outcome = ROLLOUT(jax.random.key(1), net, agent.params, worker, tables, steps)
     got = ppo.final_values(net, agent.params, sample, outcome, max_steps=5)
     _, every, _ = net.apply(
         agent.params,
@@ -210,7 +213,7 @@ def test_worker_carries_last_step(tables: Any) -> None:
     """Previous action and reward are those of the step before, and none at a start."""
     net = network()
     agent = ppo.init(jax.random.key(0), net, PPOConfig(**PPO), tables)
-    _, sample, outcome = ppo.rollout(
+    _, sample, outcome = ROLLOUT(
         jax.random.key(1), net, agent.params, agent.worker, tables, 12
     )
     ended = np.asarray(outcome.terminated | outcome.truncated)

@@ -286,7 +286,7 @@ def optimize(
             params, net, config, sample, memory, advantages, returns
         )
         updates, opt_state = transform.update(grads, opt_state, params)
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         return (optax.apply_updates(params, updates), opt_state), metrics
 
     def epoch(carry: tuple, key: PRNGKeyArray) -> tuple[tuple, dict[str, jax.Array]]:
