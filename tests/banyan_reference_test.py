@@ -6,30 +6,13 @@ import inspect
 
 import numpy as np
 import pytest
-from worlds import Episodes, draw_pairs, generator, play, tasks
+from worlds import Episodes, draw_pairs, generator, mixed_actions, play, tasks
 
 from banyan import reference
-from banyan.oracle import plan
 from banyan.reference import World
-from banyan.types import DROP, EnvParams
+from banyan.types import DROP
 
-# Drop and toggle often: most of what they do off the tree is a dead end.
-EAGER = (0.1, 0.1, 0.1, 0.1, 0.02, 0.2, 0.18, 0.2)
 STEPS, HORIZON, PER_DEPTH = 84, 80, 175
-
-
-def mixed_actions(
-    params: EnvParams, trees: np.ndarray, layouts: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Biased random play; half of the episodes first follow the oracle, all or some of the way."""
-    actions = rng.choice(8, size=(STEPS, len(trees)), p=EAGER)
-    for n in range(0, len(trees), 2):
-        solution = plan(params, int(trees[n]), int(layouts[n]))
-        if solution is not None:
-            kept = len(solution) if n % 4 == 0 else int(rng.integers(len(solution) + 1))
-            kept = min(kept, STEPS)
-            actions[:kept, n] = solution[:kept]
-    return actions
 
 
 def replay(world: World, episodes: Episodes, n: int, tree: int, layout: int) -> None:
@@ -56,7 +39,7 @@ def test_environment_agrees_with_the_reference(rules: str) -> None:
     params = tasks(rules=rules, max_steps=HORIZON).params
     rng = generator(1)
     trees, layouts = draw_pairs(params, PER_DEPTH, rng)
-    episodes = play(params, trees, layouts, mixed_actions(params, trees, layouts, rng))
+    episodes = play(params, trees, layouts, mixed_actions(params, trees, layouts, STEPS, rng))
     world = World(params)
     for n in range(len(trees)):
         replay(world, episodes, n, int(trees[n]), int(layouts[n]))
@@ -75,7 +58,7 @@ def test_one_operation_at_depth_one_and_other_boards_agree() -> None:
     params = tasks(**config, combine_density=0.5, transform_density=0.5, max_steps=60).params
     rng = generator(2)
     trees, layouts = draw_pairs(params, 40, rng)
-    episodes = play(params, trees, layouts, mixed_actions(params, trees, layouts, rng))
+    episodes = play(params, trees, layouts, mixed_actions(params, trees, layouts, STEPS, rng))
     world = World(params)
     for n in range(len(trees)):
         replay(world, episodes, n, int(trees[n]), int(layouts[n]))
