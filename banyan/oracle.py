@@ -295,7 +295,7 @@ def _cheapest_toggle(task: Task, where: dict[int, int], pos: int) -> tuple[float
         cost = task.distance[pos][where[item]] + 1
         if cost < best:
             best, choice = cost, Act(TOGGLE, where[item], where[item])
-    return best, choice
+    return float(best), choice
 
 
 def _dive(task: Task, weight: float) -> tuple[Act, ...] | None:

@@ -33,7 +33,7 @@ from banyan.types import (
 )
 
 PLAN_SHARE = 0.8  # of max_steps: longest plan a pair may need
-_SHAPE_TRIES = 20_000  # consecutive repeats; a draw takes microseconds
+_SHAPE_TRIES = 3_000  # consecutive repeats; a draw takes microseconds
 _TREE_TRIES = 2_000
 _LAYOUT_TRIES = 2_000
 _FRESH_WALL_TRIES = 20
@@ -86,7 +86,9 @@ class Drawer:
         self.levels = levels
         self.next_level = 0
         self.streams = {
-            (axis, i): stream(seed, f"{axis}/{i}") for axis in AXES for i in range(config.num_dists)
+            name: stream(seed, name)
+            for i in range(config.num_dists)
+            for name in (f"objects/{i}", f"topologies/{i}", f"layouts/{i}/0", f"layouts/{i}/1")
         }
         order = stream(seed, "levels").permutation(len(levels))
         self.levels = [levels[i] for i in order]
@@ -99,7 +101,7 @@ class Drawer:
 
     def topology(self, dist: int, room: dict[int, int]) -> Topology:
         """A shape not used before whose trees have at most `room[size class]` leaves."""
-        config, rng, used = self.config, self.streams["topologies", dist], self.used["topologies"]
+        config, rng, used = self.config, self.streams[f"topologies/{dist}"], self.used["topologies"]
         levels = config.num_levels(config.depths[1])
         for _ in range(_SHAPE_TRIES):
             if config.topology_kind == "balanced":
@@ -136,7 +138,7 @@ class Drawer:
         used = self.used["objects"]
         for _ in range(_TREE_TRIES):
             node = tr.assign(
-                self.streams["objects", dist], topology, self.recipes, self.items(dist)
+                self.streams[f"objects/{dist}"], topology, self.recipes, self.items(dist)
             )
             name = tr.canonical(node)
             if name not in used:
@@ -148,7 +150,7 @@ class Drawer:
         )
 
     def _propose(self, dist: int, size_class: int) -> Layout:
-        rng = self.streams["layouts", dist]
+        rng = self.streams[f"layouts/{dist}/{size_class}"]
         if not self.levels:
             return lay.sample_layout(rng, self.config.shape(size_class), self.config.num_walls)
         level = self.levels[self.next_level % len(self.levels)]
@@ -308,9 +310,9 @@ class Verifier:
     """Asks the oracle about pairs of a draft and redraws what stands in the way.
 
     A pair is rejected when no plan is found or it is longer than PLAN_SHARE * max_steps. The
-    layout is redrawn if the distribution owns it, a tree that fails repeatedly (or whose layout is
-    shared) gets other items, and after more failures another shape. Pairs of what was redrawn are
-    asked about again.
+    layout is redrawn if the distribution owns it, else the tree gets other items. A tree that fails
+    repeatedly is to blame itself: it gets another shape, or other items where shapes are shared.
+    Pairs of what was redrawn are asked about again.
     """
 
     def __init__(
@@ -348,7 +350,7 @@ class Verifier:
         while sum(map(len, deck)) < config.verify_pairs:
             deck.append(rng.permutation(rows))
         chosen = np.concatenate(deck)[: config.verify_pairs]
-        drawn = [(int(row), start(row) + int(rng.integers(self.width))) for row in chosen]
+        drawn = [(row, start(row) + int(rng.integers(self.width))) for row in chosen.tolist()]
         return list(dict.fromkeys(drawn))
 
     def run(self, rng: np.random.Generator) -> None:
@@ -390,7 +392,7 @@ class Verifier:
             self._redraw_layout(layout)
             return range(0), layout
         more_shapes = len(self.drawer.used["topologies"]) < self.drawer.config.num_shapes
-        if "topologies" in self.own and more_shapes and strikes >= 2 * _STRIKES:
+        if "topologies" in self.own and more_shapes and strikes >= _STRIKES:
             return self._redraw_shape(which // self.per_shape), -1
         self._redraw_tree(which)
         return range(which * self.num_depths, (which + 1) * self.num_depths), -1

@@ -8,7 +8,6 @@ dictionaries. It shares no code and no look-up table with `env`; the tree is wal
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
 
 from banyan.trees import Node, unpack
 from banyan.types import EMPTY, SIDE, WALL, EnvParams
@@ -67,16 +66,12 @@ class World:
 
     def snapshot(self) -> Snapshot:
         """The state as arrays and numbers."""
-        return Snapshot(self.grid(), self.position, self.held, self.t, self.done)
-
-    def grid(self) -> UInt8[np.ndarray, "8 8"]:
-        """The board as item codes."""
         grid = np.zeros((SIDE, SIDE), np.uint8)
         for cell in self.walls:
             grid[cell] = WALL
         for cell, item in self.items.items():
             grid[cell] = item
-        return grid
+        return Snapshot(grid, self.position, self.held, self.t, self.done)
 
     def _is_floor(self, cell: tuple[int, int]) -> bool:
         row, col = cell

@@ -164,6 +164,8 @@ class TaskConfig:
         """Different shapes there are at the greatest depth."""
         if self.topology_kind == "balanced":
             return 1
+        if self.topology_kind == "random" and self.p_binary == 0.0:
+            return 1  # the chain
         return count_topologies(self.num_levels(self.depths[1]))
 
     @property

@@ -6,27 +6,13 @@ import inspect
 
 import numpy as np
 import pytest
-from worlds import BIASED, Episodes, draw_pairs, generator, play, tasks
+from worlds import Episodes, draw_pairs, generator, mixed_actions, play, tasks
 
 from banyan import reference
-from banyan.oracle import plan
 from banyan.reference import World
-from banyan.types import DROP, EnvParams
+from banyan.types import DROP
 
-STEPS, HORIZON, PER_DEPTH = 110, 100, 175
-
-
-def mixed_actions(
-    params: EnvParams, trees: np.ndarray, layouts: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Biased random play; half of the episodes first follow the oracle some of the way."""
-    actions = rng.choice(8, size=(STEPS, len(trees)), p=BIASED)
-    for n in range(0, len(trees), 2):
-        solution = plan(params, int(trees[n]), int(layouts[n]))
-        if solution is not None:
-            kept = min(int(rng.integers(len(solution) + 1)), STEPS)
-            actions[:kept, n] = solution[:kept]
-    return actions
+STEPS, HORIZON, PER_DEPTH = 84, 80, 175
 
 
 def replay(world: World, episodes: Episodes, n: int, tree: int, layout: int) -> None:
@@ -34,17 +20,18 @@ def replay(world: World, episodes: Episodes, n: int, tree: int, layout: int) -> 
     states = episodes.states
     snapshots = [world.reset_to(tree, layout)]
     results = []
-    for action in episodes.action[:, n]:
+    last = min(int(np.argmax(states.done[:, n])) + 3, STEPS)  # a few steps after the end as well
+    assert states.done[-1, n]
+    for action in episodes.action[:last, n]:
         results.append(world.step(int(action)))
         snapshots.append(world.snapshot())
-    np.testing.assert_array_equal(
-        np.stack([s.grid.reshape(64) for s in snapshots]), states.grid[:, n], f"episode {n}"
-    )
+    grids = np.stack([s.grid.reshape(64) for s in snapshots])
+    np.testing.assert_array_equal(grids, states.grid[: last + 1, n], f"episode {n}")
     plain = [(8 * s.position[0] + s.position[1], s.held, s.t, s.done) for s in snapshots]
-    ours = np.stack([states.pos[:, n], states.held[:, n], states.t[:, n], states.done[:, n]], 1)
-    np.testing.assert_array_equal(np.array(plain), ours, f"episode {n}")
-    ours = np.stack([episodes.reward, episodes.terminated, episodes.truncated], 2)[:, n]
-    np.testing.assert_array_equal(np.array(results, float), ours, f"episode {n}")
+    ours = [x[: last + 1, n] for x in (states.pos, states.held, states.t, states.done)]
+    np.testing.assert_array_equal(np.array(plain), np.stack(ours, 1), f"episode {n}")
+    ours = [x[:last, n] for x in (episodes.reward, episodes.terminated, episodes.truncated)]
+    np.testing.assert_array_equal(np.array(results, float), np.stack(ours, 1), f"episode {n}")
 
 
 @pytest.mark.parametrize("rules", ["global", "per_task"])
@@ -52,7 +39,7 @@ def test_environment_agrees_with_the_reference(rules: str) -> None:
     params = tasks(rules=rules, max_steps=HORIZON).params
     rng = generator(1)
     trees, layouts = draw_pairs(params, PER_DEPTH, rng)
-    episodes = play(params, trees, layouts, mixed_actions(params, trees, layouts, rng))
+    episodes = play(params, trees, layouts, mixed_actions(params, trees, layouts, STEPS, rng))
     world = World(params)
     for n in range(len(trees)):
         replay(world, episodes, n, int(trees[n]), int(layouts[n]))
@@ -71,7 +58,7 @@ def test_one_operation_at_depth_one_and_other_boards_agree() -> None:
     params = tasks(**config, combine_density=0.5, transform_density=0.5, max_steps=60).params
     rng = generator(2)
     trees, layouts = draw_pairs(params, 40, rng)
-    episodes = play(params, trees, layouts, mixed_actions(params, trees, layouts, rng))
+    episodes = play(params, trees, layouts, mixed_actions(params, trees, layouts, STEPS, rng))
     world = World(params)
     for n in range(len(trees)):
         replay(world, episodes, n, int(trees[n]), int(layouts[n]))

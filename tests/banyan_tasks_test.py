@@ -135,15 +135,15 @@ def test_wall_maps_are_new_where_enough_exist_and_counted_where_not() -> None:
 
 
 def test_oracle_filter_leaves_only_solvable_pairs_and_reports_what_it_rejected() -> None:
-    config = {"topology_kind": "uniform", "topologies": (4,), "layouts": (3,), "max_steps": 90}
+    config = {"topologies": (8,), "layouts": (3,), "max_steps": 90}
     tasks = make(**config, shift=("layouts", "topologies"), verify_pairs=10_000)
     rejected = [dist["pairs_rejected"] for dist in tasks.manifest["dists"]]
     assert sum(rejected) > 0
     for dist, record in zip(tasks.dists, tasks.manifest["dists"], strict=True):
-        assert record["pairs_checked"] >= 6 * 4 * 3
+        assert record["pairs_checked"] >= 6 * 8 * 3
         for depth in range(1, 7):
             pool = np.asarray(dist.layout_ids)[int(dist.size_class[depth - 1])][:3]
-            for tree in np.asarray(dist.tree_ids)[depth - 1, :4]:
+            for tree in np.asarray(dist.tree_ids)[depth - 1, :8]:
                 for layout in pool:
                     actions = plan(tasks.params, int(tree), int(layout))
                     assert actions is not None and len(actions) <= 0.8 * 90
@@ -288,7 +288,7 @@ def test_bad_configurations_are_refused_at_once(config: dict, message: str) -> N
     [
         ({"depths": (1, 1), "shift": ("objects",), "objects": (41,)}, "82 different assignments"),
         ({"combine_density": 0.0, "p_binary": 1.0}, "rules and items allow at most 0"),
-        ({"depths": (1, 3), "topologies": (7,), "p_binary": 0.0}, "found no further shape"),
+        ({"depths": (1, 3), "topologies": (7,), "p_stop": 1.0}, "found no further shape"),
         (
             {"depths": (1, 1), "small_shape": (2, 2), "num_walls": 0, "layouts": (100,)},
             "found no further layout",

@@ -9,10 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from banyan.env import reset_to, step_env
+from banyan.oracle import plan
 from banyan.tasks import TaskConfig, Tasks, make_tasks
 from banyan.types import EnvParams, State
 
 BIASED = (0.13, 0.13, 0.13, 0.13, 0.02, 0.2, 0.2, 0.06)  # pickup and drop often: merges happen
+
+# Drop and toggle often: most of what they do off the tree is a dead end.
+EAGER = (0.1, 0.1, 0.1, 0.1, 0.02, 0.2, 0.18, 0.2)
 
 
 class Episodes(NamedTuple):
@@ -49,6 +53,20 @@ def draw_pairs(
         pool = np.asarray(dist.layout_ids)[int(dist.size_class[depth - 1])]
         layouts.append(pool[rng.integers(int(dist.num_layouts), size=per_depth)])
     return np.concatenate(trees), np.concatenate(layouts)
+
+
+def mixed_actions(
+    params: EnvParams, trees: np.ndarray, layouts: np.ndarray, steps: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Biased random play; half of the episodes first follow the oracle, all or some of the way."""
+    actions = rng.choice(8, size=(steps, len(trees)), p=EAGER)
+    for n in range(0, len(trees), 2):
+        solution = plan(params, int(trees[n]), int(layouts[n]))
+        if solution is not None:
+            kept = len(solution) if n % 4 == 0 else int(rng.integers(len(solution) + 1))
+            kept = min(kept, steps)
+            actions[:kept, n] = solution[:kept]
+    return actions
 
 
 @jax.jit
