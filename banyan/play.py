@@ -17,6 +17,7 @@ from functools import partial
 from typing import NamedTuple, TextIO
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from banyan import layouts, oracle, trees
@@ -101,11 +102,11 @@ class Game(NamedTuple):
     quit: bool = False
 
 
-Step = Callable[[State, int, EnvParams], tuple]
+Step = Callable[[State, jax.Array, EnvParams], tuple]
 
 
 @jax.jit
-def _step(state: State, action: int, params: EnvParams) -> tuple:
+def _step(state: State, action: jax.Array, params: EnvParams) -> tuple:
     return step_env(jax.random.key(0), state, action, params)
 
 
@@ -151,7 +152,7 @@ def start(setup: Setup, number: int, message: str = "", show_tree: bool = False)
 
 def reset_state(params: EnvParams) -> State:
     """First state of the only task in `params`."""
-    zero = np.int32(0)
+    zero = jnp.int32(0)
     return jax.tree.map(np.asarray, reset_to(zero, zero, params))
 
 
@@ -160,7 +161,7 @@ def act(game: Game, action: int, step: Step) -> Game:
     if game.over:
         return game._replace(message="The episode is over: r restarts, n draws a new task.")
     before = game.state
-    _, state, reward, terminated, truncated, info = step(before, np.int32(action), game.params)
+    _, state, reward, terminated, truncated, info = step(before, jnp.int32(action), game.params)
     state, info = jax.tree.map(np.asarray, (state, info))
     parts = []
     if info.created:
@@ -372,7 +373,7 @@ def parse(argv: Sequence[str] | None) -> tuple[Setup, bool]:
 def _compile(setup: Setup, out: TextIO) -> Step:
     print("compiling the environment ...", file=out, flush=True)
     params = make_task(setup, 0)
-    jax.block_until_ready(_step(reset_state(params), np.int32(STAY), params))
+    jax.block_until_ready(_step(reset_state(params), jnp.int32(STAY), params))
     return _step
 
 
