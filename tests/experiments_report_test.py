@@ -279,7 +279,7 @@ def test_bootstrap_edges() -> None:
     for values in ([], [1.0], [1.0, math.nan]):
         assert all(map(math.isnan, comparison.bootstrap_interval(values)))
     with pytest.raises(ValueError, match="level"):
-        comparison.bootstrap_interval([1, 2], level=95)
+        comparison.bootstrap_interval([1, 2], level=95.0)
 
 
 def test_differences_are_paired_only_where_the_seeds_match() -> None:
