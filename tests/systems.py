@@ -30,12 +30,22 @@ def tiny(system: str, **changes: Any) -> ConfigDict:
 
 
 def run_steps(asm: loop.Assembly, steps: int) -> tuple[Any, list[dict[str, Any]]]:
-    """State and metrics after the first steps, on the assembly's mesh."""
+    """State and metrics after the first steps, through the loop's own jitted step."""
+    return _drive(asm, steps, lambda step, state, batch: step)[:2]
+
+
+def run_compiled(asm: loop.Assembly, steps: int) -> tuple[Any, list[dict[str, Any]], str]:
+    """The same through one compiled program, with its text."""
+    return _drive(asm, steps, lambda step, state, batch: step.lower(state, batch).compile())
+
+
+def _drive(asm: loop.Assembly, steps: int, build: Any) -> tuple[Any, list[dict[str, Any]], str]:
     assert asm.experiment.batch is not None
     feed = sharding.Feed(asm.mesh, asm.experiment.rules)
     state, metrics = loop.initial_state(asm), []
-    step = loop.jit_step(asm, asm.experiment.batch(0))
+    batch = asm.experiment.batch(0)
+    step = build(loop.jit_step(asm, batch), state, feed.put(batch, None))
     for t in range(steps):
         state, found = step(state, feed.put(asm.experiment.batch(t), None))
         metrics.append(loop.to_host(found))
-    return state, metrics
+    return state, metrics, step.as_text() if hasattr(step, "as_text") else ""
