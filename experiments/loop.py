@@ -54,7 +54,7 @@ def assemble(config: ConfigDict, artifacts: Mapping[str, Any] | None = None) -> 
             # What a fresh start uses is exactly what a resume will read back.
             artifacts = checkpoint.unpack_artifacts(checkpoint.pack_artifacts(prepared))
         experiment = module.make(config, artifacts)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
     if config.train.steps and (experiment.step is None or experiment.batch is None):
         raise UserError(f"config.train.steps={config.train.steps}: {config.system} only evaluates")

@@ -13,6 +13,8 @@ ask a trained system something, where it offers an action
     python experiments/run.py --mode=<action> --workdir=DIR --query=TEXT   (or --query=@FILE)
 """
 
+import difflib
+import functools
 import os
 import sys
 from pathlib import Path
@@ -22,32 +24,37 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0:0] = [str(ROOT)]
 
 from absl import app, flags, logging  # noqa: E402
-from ml_collections import config_flags  # noqa: E402
+from ml_collections import ConfigDict, config_flags  # noqa: E402
 
 from experiments.errors import UserError  # noqa: E402
 
-FLAGS = flags.FLAGS
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "Config file, FILE.py or FILE.py:variant; override leaves by --config.group.key=value.",
-    lock_config=True,
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Run folder; default runs/<system>-<variant>-s<seed>."
-)
-_MODE = flags.DEFINE_string("mode", "train", "train, eval, check, report, or an action's name.")
-_QUERY = flags.DEFINE_string("query", None, "Text for an action, or @FILE.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace another run in --workdir.")
-_PROFILE = flags.DEFINE_bool("profile", False, "Trace steps 10 to 15 into WORKDIR/profile.")
-_REQUIRE_GPU = flags.DEFINE_bool("require_gpu", False, "Fail unless JAX runs on a GPU.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Start jax.distributed first.")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes in all.", lower_bound=1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process.", lower_bound=0)
 
 
-def start_jax() -> None:
+def define_flags(values: flags.FlagValues) -> None:
+    """All flags of the runner."""
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "FILE.py or FILE.py:variant; override leaves by --config.group.key=value.",
+        lock_config=True,
+        flag_values=values,
+    )
+    text = functools.partial(flags.DEFINE_string, flag_values=values)
+    switch = functools.partial(flags.DEFINE_bool, flag_values=values)
+    number = functools.partial(flags.DEFINE_integer, flag_values=values)
+    text("workdir", None, "Run folder; default runs/<system>-<variant>-s<seed>.")
+    text("mode", "train", "train, eval, check, report, or the name of an action.")
+    text("query", None, "Text for an action, or @FILE.")
+    switch("overwrite", False, "Replace another run in --workdir.")
+    switch("profile", False, "Trace steps 10 to 15 into WORKDIR/profile.")
+    switch("require_gpu", False, "Fail unless JAX runs on a GPU.")
+    switch("distributed", False, "Start jax.distributed first; see README, multi-host.")
+    text("coordinator", None, "host:port of process 0.")
+    number("num_processes", None, "Processes in all.", lower_bound=1)
+    number("process_id", None, "Index of this process.", lower_bound=0)
+
+
+def start_jax(values: flags.FlagValues) -> None:
     """Compile cache, processes, and a plain word where a GPU is there but not used."""
     import jax
 
@@ -55,14 +62,14 @@ def start_jax() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if _DISTRIBUTED.value:
+    if values.distributed:
         jax.distributed.initialize(
-            coordinator_address=_COORDINATOR.value,
-            num_processes=_NUM_PROCESSES.value,
-            process_id=_PROCESS_ID.value,
+            coordinator_address=values.coordinator,
+            num_processes=values.num_processes,
+            process_id=values.process_id,
         )
     if jax.default_backend() != "gpu":
-        if _REQUIRE_GPU.value:
+        if values.require_gpu:
             raise UserError(
                 f"--require_gpu: JAX runs on {jax.default_backend()}; install the extra: "
                 'pip install -e ".[cuda]" and check that the driver sees the card'
@@ -75,44 +82,49 @@ def start_jax() -> None:
             )
 
 
-def check_flags(words: list[str]) -> None:
+def check_flags(values: flags.FlagValues, words: list[str]) -> None:
     """Refuses stray words and flags that do not belong together."""
-    mode = _MODE.value
+    mode = values.mode
+    try:
+        config = values.config
+    except OSError as error:  # raised on first use of a file that could not be loaded
+        raise UserError(f"--config: {error}") from error
     if words and mode != "report":
         raise UserError(f"unexpected word {words[0]!r}: options start with --, see --help")
-    if mode == "train" and _CONFIG.value is None:
+    if mode == "train" and config is None:
         raise UserError("--mode=train needs --config=experiments/configs/<system>.py[:variant]")
     if mode not in ("train", "report"):
-        if _WORKDIR.value is None:
+        if values.workdir is None:
             raise UserError(f"--mode={mode} needs --workdir=DIR, the folder of a run")
-        if _CONFIG.value is not None:
+        if config is not None:
             raise UserError(f"--mode={mode} takes its config from --workdir; leave --config out")
-    if mode == "report" and not words and _WORKDIR.value is None:
+    if mode == "report" and not words and values.workdir is None:
         raise UserError("--mode=report needs one run folder or more: --mode=report DIR [DIR ...]")
-    if mode in ("train", "eval", "check", "report") and _QUERY.value is not None:
+    if mode in ("train", "eval", "check", "report") and values.query is not None:
         raise UserError(f"--query belongs to an action, not to --mode={mode}")
-    together = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    if not _DISTRIBUTED.value and any(v is not None for v in together):
+    together = (values.coordinator, values.num_processes, values.process_id)
+    if not values.distributed and any(v is not None for v in together):
         raise UserError("--coordinator, --num_processes and --process_id need --distributed")
 
 
-def train() -> None:
+def train(values: flags.FlagValues) -> None:
     """Validates before JAX is imported, then hands over to the loop."""
     from experiments import settings
 
-    config = _CONFIG.value
+    config = values.config
     settings.groups(config)
     name = f"{config.system}-{config.variant}-s{config.seed}"
-    workdir = Path(_WORKDIR.value or ROOT / "runs" / name)
-    start_jax()
+    workdir = Path(values.workdir or ROOT / "runs" / name)
+    start_jax(values)
     from experiments import loop
 
-    loop.train(config, workdir, overwrite=_OVERWRITE.value, profile=_PROFILE.value)
+    loop.train(config, workdir, overwrite=values.overwrite, profile=values.profile)
 
 
-def inspect(mode: str, workdir: Path) -> int:
+def inspect(values: flags.FlagValues) -> int:
     """Modes that read a run folder."""
-    start_jax()
+    mode, workdir = values.mode, Path(values.workdir)
+    start_jax(values)
     from experiments import loop
 
     if mode == "eval":
@@ -123,7 +135,7 @@ def inspect(mode: str, workdir: Path) -> int:
         lines = loop.check(workdir)
         print("\n".join(lines) if lines else f"{workdir}: every metric of results.json holds")
         return 1 if lines else 0
-    query = _QUERY.value or ""
+    query = values.query or ""
     if query.startswith("@"):
         path = Path(query[1:])
         if not path.is_file():
@@ -133,25 +145,58 @@ def inspect(mode: str, workdir: Path) -> int:
     return 0
 
 
-def main(argv: list[str]) -> int:
+def dispatch(values: flags.FlagValues, words: list[str]) -> int:
     """Exit code: 0 fine, 1 a metric differs (check), 2 misuse."""
     logging.set_verbosity(logging.ERROR)  # orbax and JAX remark on things users cannot change
     try:
-        check_flags(argv[1:])
-        if _MODE.value == "report":
+        check_flags(values, words)
+        if values.mode == "report":
             from experiments import report
 
-            folders = [Path(w) for w in argv[1:]] or [Path(_WORKDIR.value)]
-            print(report.write_comparison(folders, Path(_WORKDIR.value or ".")))
+            folders = [Path(w) for w in words] or [Path(values.workdir)]
+            print(report.write_comparison(folders, Path(values.workdir or ".")))
             return 0
-        if _MODE.value == "train":
-            train()
+        if values.mode == "train":
+            train(values)
             return 0
-        return inspect(_MODE.value, Path(_WORKDIR.value))
+        return inspect(values)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
+def parse(argv: list[str]) -> list[str]:
+    """Flags of the command line; a mistake is one line, not a traceback."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = unknown_key(flags.FLAGS["config"].value, argv) or str(error)
+        print(f"error: {reason}\nsee python experiments/run.py --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def unknown_key(config: ConfigDict | None, argv: list[str]) -> str:
+    """Says which --config.group.key of the command line does not exist, and what does; "" if all
+    exist."""
+    for word in argv:
+        if config is None or not word.startswith("--config."):
+            continue
+        node, path = config, word.split("=")[0].removeprefix("--config.").split(".")
+        for depth, key in enumerate(path):
+            if not isinstance(node, ConfigDict) or key not in node:
+                known = sorted(node) if isinstance(node, ConfigDict) else []
+                close = difflib.get_close_matches(key, known, 1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                name = ".".join(["config", *path[: depth + 1]])
+                return f"{name} does not exist{hint} There are: {', '.join(known) or 'no keys'}"
+            node = node[key]
+    return ""
+
+
+def main(argv: list[str]) -> int:
+    return dispatch(flags.FLAGS, argv[1:])
+
+
 if __name__ == "__main__":
-    app.run(main)
+    define_flags(flags.FLAGS)
+    app.run(main, flags_parser=parse)
