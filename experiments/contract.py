@@ -46,5 +46,5 @@ class Experiment(NamedTuple):
     """Records of all evaluations on `splits` -> metrics derived from several of them."""
     figures: Callable[[Records, State], Mapping[str, bytes]] | None = None
     """(all records, last state) -> {title: PNG or GIF bytes} for the report."""
-    actions: Mapping[str, Callable[[State, str], str]] = {}  # noqa: RUF012 (never mutated)
+    actions: Mapping[str, Callable[[State, str], str]] = {}
     """{name: (state, query) -> answer}, served by --mode=<name> --query=TEXT|@FILE."""

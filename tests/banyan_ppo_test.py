@@ -170,7 +170,7 @@ def test_memory_is_used_and_forgotten_at_starts() -> None:
     for start, differs in ((never, True), (at_three, False)):
         a = net.apply(params, obs, action, reward, start, carry)[0][3:]
         b = net.apply(params, obs, action, other, start, carry)[0][3:]
-        assert bool((jnp.abs(a - b).max() > 1e-6)) == differs
+        assert bool(jnp.abs(a - b).max() > 1e-6) == differs
 
 
 def test_minibatches_are_a_partition_within_groups() -> None:
@@ -213,9 +213,7 @@ def test_worker_carries_last_step(tables: Any) -> None:
     """Previous action and reward are those of the step before, and none at a start."""
     net = network()
     agent = ppo.init(jax.random.key(0), net, PPOConfig(**PPO), tables)
-    _, sample, outcome = ROLLOUT(
-        jax.random.key(1), net, agent.params, agent.worker, tables, 12
-    )
+    _, sample, outcome = ROLLOUT(jax.random.key(1), net, agent.params, agent.worker, tables, 12)
     ended = np.asarray(outcome.terminated | outcome.truncated)
     assert ended.any()
     np.testing.assert_array_equal(sample.start[1:], ended[:-1])
@@ -287,9 +285,7 @@ def test_nothing_recompiles_when_tasks_change(tables: Any) -> None:
 def test_new_phase_starts_fresh_episodes(tables: Any) -> None:
     net, config = network(), PPOConfig(**{**PPO, "reset_optimizer": True})
     agent = ppo.init(jax.random.key(0), net, config, tables)
-    agent, _ = ppo.update(
-        jax.random.key(1), net, config, agent, tables, jnp.bool_(False), 5
-    )
+    agent, _ = ppo.update(jax.random.key(1), net, config, agent, tables, jnp.bool_(False), 5)
     fresh = ppo.begin_phase(jax.random.key(2), net, config, agent, tables)
     assert int(fresh.worker.env.t.max()) == 0 and bool(fresh.worker.start.all())
     moments = jax.tree.leaves(fresh.opt_state)

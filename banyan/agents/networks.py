@@ -60,9 +60,7 @@ class GRU(nn.Module):
         self, inputs: jax.Array, start: jax.Array, carry: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         from_input = nn.Dense(3 * self.width, name="input")(inputs)  # [T, B, 3H]
-        kernel = self.param(
-            "recurrent", nn.initializers.orthogonal(), (self.width, 3 * self.width)
-        )
+        kernel = self.param("recurrent", nn.initializers.orthogonal(), (self.width, 3 * self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
 
         def cell(h: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -23,8 +23,8 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from banyan import env
 from banyan.agents import networks
-from banyan.agents.networks import NO_ACTION, ActorCritic
 from banyan.agents.config import PPOConfig
+from banyan.agents.networks import NO_ACTION, ActorCritic
 from banyan.types import EnvParams, Obs, State
 
 
@@ -146,7 +146,13 @@ def rollout(
             env.step, in_axes=(0, 0, 0, None)
         )(keys, worker.env, action, tables)
         sample = Sample(
-            worker.obs, worker.prev_action, worker.prev_reward, worker.start, action, log_prob, value
+            worker.obs,
+            worker.prev_action,
+            worker.prev_reward,
+            worker.start,
+            action,
+            log_prob,
+            value,
         )
         outcome = Outcome(
             reward, terminated, truncated, info.success, info.dead_end, info.final_obs, memory

@@ -265,9 +265,7 @@ def ppo_cases() -> Iterable[Case]:
 def cases() -> Iterable[Case | Missing]:
     """All rows; peers that are not installed are named with the extra that brings them."""
     for envs in ENVS:
-        yield stepping_case(
-            "banyan-8x8", banyan_stepper(task_tables(), envs), envs, CALL_STEPS
-        )
+        yield stepping_case("banyan-8x8", banyan_stepper(task_tables(), envs), envs, CALL_STEPS)
     variants = {
         "banyan-8x8-one-task": {"layouts": (1,), "topologies": (1,)},
         "banyan-8x8-10240-layouts": {"layouts": (10240,), "topologies": (1024,)},

@@ -42,8 +42,10 @@ def prepare(config: ConfigDict) -> dict[str, Any]:
 
 def describe(manifest: Mapping[str, Any]) -> str:
     """One line per distribution: sizes, shared walls, and what the planner rejected."""
-    lines = [f"tasks {manifest['sha256'][:12]}: {manifest['num_trees']} trees, "
-             f"{manifest['num_layouts']} layouts, rules version {manifest['rule_version']}"]
+    lines = [
+        f"tasks {manifest['sha256'][:12]}: {manifest['num_trees']} trees, "
+        f"{manifest['num_layouts']} layouts, rules version {manifest['rule_version']}"
+    ]
     for i, dist in enumerate(manifest["dists"], 1):
         checked, rejected = dist["pairs_checked"], dist["pairs_rejected"]
         rate = f"{rejected / checked:.1%}" if checked else "no pair"
@@ -151,9 +153,7 @@ def make_evaluate(config: ConfigDict, net: ActorCritic, tables: EnvParams, dists
         params: Any, tables: EnvParams, index: jax.Array, episodes: int
     ) -> dict[str, jax.Array]:
         key = jax.random.fold_in(jax.random.key(EVAL_SEED), index)
-        one = lambda p: ppo.evaluate(
-            key, net, p, tables, len(depths), episodes, evaluation.greedy
-        )
+        one = lambda p: ppo.evaluate(key, net, p, tables, len(depths), episodes, evaluation.greedy)
         return jax.vmap(one)(params)
 
     def evaluate(state: Mapping[str, Any], split: str) -> dict[str, jax.Array]:

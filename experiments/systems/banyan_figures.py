@@ -97,7 +97,6 @@ def depth_bars(records: Records, num_dists: int, depths: Sequence[int]) -> bytes
     return png(figure)
 
 
-
 def _player(config: ConfigDict, net: ActorCritic, made: tasks.Tasks) -> Callable[..., Any]:
     """(state, dist index, depth, seed) -> states, actions, rewards up to the end, on the host."""
     max_steps = settings.groups(config)["env"].max_steps
