@@ -65,7 +65,7 @@ SLOT_WALL = 1
 SLOT_LEAF = 2  # SLOT_LEAF + k: position of the k-th leaf
 
 
-def host_leaf(array: np.ndarray) -> jax.Array:
+def host_leaf(array: np.ndarray) -> Any:
     """A NumPy table as a leaf of the pytrees below; jitted functions take it as it is."""
     return array
 

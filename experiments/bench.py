@@ -89,9 +89,8 @@ def table(result: Mapping[str, Any]) -> str:
     lines += ["", f"{'steps/s':>12}  {'spread':>6}  {'first call':>10}  row"]
     for row in result["rows"]:
         name = f"{row['row']}@{row['envs']}" if row["envs"] else row["row"]
-        lines.append(
-            f"{row['steps_per_s']:12.4g}  {row['spread']:6.1%}  {row['first_call_s']:8.1f} s  {name}"
-        )
+        rate, spread, first = row["steps_per_s"], row["spread"], row["first_call_s"]
+        lines.append(f"{rate:12.4g}  {spread:6.1%}  {first:8.1f} s  {name}")
     lines += [f"not measured: {k}: {v}" for k, v in result["not_measured"].items()]
     return "\n".join(lines)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
@@ -122,14 +123,15 @@ def unpack_artifacts(packed: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def _stored_tree(directory: Path) -> Tree:
     """Metadata tree (leaves with shape and dtype) of a StandardSave folder."""
     try:
-        return ocp.StandardCheckpointer().metadata(directory.resolve()).item_metadata.tree
+        metadata: Any = ocp.StandardCheckpointer().metadata(directory.resolve())
+        return metadata.item_metadata.tree
     except (ValueError, KeyError, OSError, AttributeError) as error:
         raise UserError(f"checkpoint {directory} is damaged or incomplete: {error}") from error
 
 
 def _raw_shape(leaf: Any) -> tuple[int, ...]:
     """Shape as stored: typed keys are stored as their uint32 words."""
-    if hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.eval_shape(jax.random.key_data, leaf).shape
     return tuple(np.shape(leaf)) if not hasattr(leaf, "shape") else tuple(leaf.shape)
 

@@ -199,7 +199,8 @@ class Timer:
 
     def __init__(self, before: float) -> None:
         self.began, self.before = time.perf_counter(), before
-        self.spent = dict.fromkeys(("data", "step", "eval", "checkpoint", "compile"), 0.0)
+        kinds = ("data", "step", "eval", "checkpoint", "compile")
+        self.spent: dict[str, float] = dict.fromkeys(kinds, 0.0)
 
     @contextmanager
     def of(self, kind: str) -> Iterator[None]:

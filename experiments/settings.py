@@ -143,7 +143,7 @@ def groups(config: ConfigDict) -> dict[str, Any]:
     out = {}
     for name, cls in classes.items():
         try:
-            out[name] = cls(**config[name].to_dict())
+            out[name] = cls(**config.to_dict()[name])
         except TypeError as error:
             raise UserError(f"config.{name}: {error}") from error
         except ValueError as error:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -79,7 +80,7 @@ def fsdp_rules(abstract: Any, mesh: Mesh, min_bytes: int = 4 << 20) -> Rules:
     size = mesh.shape["data"]
     rules = []
     for path, leaf in leaf_paths(abstract).items():
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             continue
         dims = [d for d, n in enumerate(leaf.shape) if n % size == 0]
         if not dims or math.prod(leaf.shape) * leaf.dtype.itemsize < min_bytes:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Transfer measures on matrices worked out by hand and on the paper's ten-shift table."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -52,7 +54,7 @@ def test_published_ten_shift_table() -> None:
     assert ends[16][-1] - ends[16][0] == pytest.approx(0.21)
     assert max((n for n in ends if n >= 4), key=lambda n: ends[n][-1]) == 16
     last = [ends[n][-1] for n in (16, 32, 64, 128, 256)]
-    assert all(a > b for a, b in zip(last, last[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(last))
 
 
 def test_plateau_slope_is_least_squares() -> None:

@@ -131,6 +131,12 @@ class ActorCritic(nn.Module):
         return logits, value[..., 0], memory
 
 
+def forward(net: ActorCritic, params: Any, *inputs: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`net.apply`: logits [T, B, A], values [T, B], memory [B, H]."""
+    out: Any = net.apply(params, *inputs)
+    return out
+
+
 def memory_size(config: ModelConfig) -> int:
     """Width of the carried memory; 0 without one."""
     return config.memory_size if config.memory == "gru" else 0

@@ -96,7 +96,7 @@ def apply(net: ActorCritic, params: Any, worker: Worker) -> tuple[jax.Array, jax
     sequence = jax.tree.map(
         lambda x: x[None], (worker.obs, worker.prev_action, worker.prev_reward, worker.start)
     )
-    logits, value, memory = net.apply(params, *sequence, worker.memory)
+    logits, value, memory = networks.forward(net, params, *sequence, worker.memory)
     return logits[0], value[0], memory
 
 
@@ -186,7 +186,8 @@ def final_values(
 
     obs = jax.tree.map(pick, outcome.final_obs)
     flat = lambda leaf: leaf.reshape((1, -1, *leaf.shape[2:]))
-    _, value, _ = net.apply(
+    _, value, _ = networks.forward(
+        net,
         params,
         jax.tree.map(flat, obs),
         flat(pick(sample.action)).astype(jnp.int32),
@@ -235,8 +236,8 @@ def loss(
     returns: Float[Array, "T B"],
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Clipped surrogate, value and entropy terms over a minibatch of sequences."""
-    logits, value, _ = net.apply(
-        params, sample.obs, sample.prev_action, sample.prev_reward, sample.start, memory
+    logits, value, _ = networks.forward(
+        net, params, sample.obs, sample.prev_action, sample.prev_reward, sample.start, memory
     )
     log_probs = jax.nn.log_softmax(logits)
     ratio = jnp.exp(_log_prob(logits, sample.action) - sample.log_prob)

@@ -31,9 +31,8 @@ Stepper = tuple[Callable[[jax.Array], Any], Callable[..., Any], int]  # init, st
 
 def consumed(obs: Any) -> jax.Array:
     """A number that needs every entry of the observation, so that none is optimized away."""
-    return sum(
-        (leaf.astype(jnp.float32).mean() for leaf in jax.tree.leaves(obs)), start=jnp.float32(0)
-    )
+    means = [leaf.astype(jnp.float32).mean() for leaf in jax.tree.leaves(obs)]
+    return jnp.stack(means).sum()
 
 
 def stepping_case(row: str, stepper: Stepper, num_envs: int, call_steps: int) -> Case:

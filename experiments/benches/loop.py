@@ -44,7 +44,7 @@ def _turns() -> int:
     """Inner iterations that make a step of about one millisecond here."""
     turns = 8
     while turns < 1 << 20:
-        body = jax.jit(_experiment(turns).step)
+        body = jax.jit(_experiment(turns).step)  # type: ignore[arg-type]
         state = _experiment(turns).init(jax.random.key(0))
         batch = {"x": jnp.zeros((128, 128))}
         jax.block_until_ready(body(state, batch))
@@ -68,7 +68,7 @@ def cases() -> Iterable[Case]:
     def run_bare(repeat: int) -> None:
         state = experiment.init(jax.random.key(repeat))
         for t in range(STEPS):
-            state, metrics = bare(state, jax.device_put(make_batch(t)))
+            state, _metrics = bare(state, jax.device_put(make_batch(t)))
         jax.block_until_ready(state)
 
     config = settings.base_config("loop", "bench")
