@@ -144,14 +144,16 @@ def _missing(path: str, base: Path, known: Datasets, config_root: str | Path) ->
 # ----------------------------------------------------------------------------------------- hashes
 
 
-def digest(path: str | Path) -> str:
-    """SHA-256 (hex) of the content of a file, unzipped where its name ends in .gz; streamed.
+def digest(path: str | Path, zipped: bool | None = None) -> str:
+    """SHA-256 (hex) of the content of a file, streamed; unzipped if `zipped` or named .gz.
 
     Raises:
         DataError: a truncated or corrupted gzip file, named.
     """
     path, sha = Path(path), hashlib.sha256()
-    opened: Any = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    if zipped is None:
+        zipped = path.suffix == ".gz"
+    opened: Any = gzip.open(path, "rb") if zipped else path.open("rb")
     try:
         with opened as file:
             while chunk := file.read(CHUNK):
@@ -325,7 +327,7 @@ def _load(path: Path, note: Path) -> tuple[dict[str, np.ndarray], str]:
     """(arrays, "") or ({}, what is wrong with the file)."""
     try:
         expected = json.loads(note.read_bytes())["sha256"]
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {k: file[k] for k in file.files}
     except (ValueError, KeyError, TypeError, EOFError, OSError, AttributeError) as error:
         return {}, f"{type(error).__name__}: {error}"
@@ -412,7 +414,7 @@ def _install(part: Path, target: Path, url: str, expected: str) -> str:
                         part.open("rb") as source,
                     ):
                         shutil.copyfileobj(source, out, CHUNK)
-        actual = digest(temporary)
+        actual = digest(temporary, target.suffix == ".gz")
         if expected and actual != expected:
             raise DataError(
                 f"{url}: wrong bytes, nothing was kept\n"

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Raw files: found, checked, fetched over a bad line; caches: made once, verified at every load."""
 
-import contextlib
 import gzip
 import hashlib
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -481,26 +479,34 @@ def slow_build(builder: Any, target: Path) -> None:
     (target / "half").rename(target / "whole")
 
 
-def prepare_in_process(results: Any, start: Any) -> None:
-    data._build = slow_build  # type: ignore[assignment]
-    start.wait()
-    builder = data.prepare("toy", FakeBuilder, {"v": 1})
-    results.put(sorted(p.name for p in builder.path.iterdir()))
+RACE = """
+import sys
+from experiments_data_test import FakeBuilder, data, slow_build
+data._build = slow_build
+print("ready", flush=True)
+sys.stdin.read(1)
+builder = data.prepare("toy", FakeBuilder, {"v": 1})
+print(*sorted(p.name for p in builder.path.iterdir()))
+"""
 
 
 def test_of_two_processes_one_prepares_and_the_other_waits() -> None:
-    context = multiprocessing.get_context("fork")
-    results, start = context.Queue(), context.Event()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(pytest.warns())  # fork in a process with threads
-        both = [context.Process(target=prepare_in_process, args=(results, start)) for _ in range(2)]
-        for process in both:
-            process.start()
-    start.set()
-    found = [results.get(timeout=20) for _ in both]
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    both = [
+        subprocess.Popen([sys.executable, "-c", RACE], env=env, text=True, stdin=subprocess.PIPE,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]  # fmt: skip
     for process in both:
-        process.join(20)
-    assert found == [["key.json", "whole"]] * 2
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        assert process.stdin is not None
+        process.stdin.write("x")
+        process.stdin.flush()
+    found = [process.communicate(timeout=30) for process in both]
+    assert [out for out, _ in found] == ["key.json whole\n"] * 2
+    assert sum("waiting for another process" in err for _, err in found) == 1
     made = (data.cache_dir() / "prepared" / "made.log").read_text().splitlines()
     assert len(made) == 1
 
