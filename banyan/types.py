@@ -7,9 +7,14 @@ embedded in its top-left corner and padded with walls. An item is one byte:
 `1 + 8 * color + shape`, so that shape and color come out by bit operations.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
-import jax
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:  # configs are validated before JAX is loaded, and they need these constants
+    import jax
 
 RULE_VERSION = 1  # bumped whenever a rule of the world changes; see CHANGELOG, errata
 
@@ -58,6 +63,11 @@ DIRECTIONS = ((-1, 0), (1, 0), (0, -1), (0, 1))
 SLOT_FLOOR = 0
 SLOT_WALL = 1
 SLOT_LEAF = 2  # SLOT_LEAF + k: position of the k-th leaf
+
+
+def host_leaf(array: np.ndarray) -> jax.Array:
+    """A NumPy table as a leaf of the pytrees below; jitted functions take it as it is."""
+    return array
 
 
 class Rules(NamedTuple):

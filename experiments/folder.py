@@ -92,6 +92,7 @@ def start(workdir: Path, values: Mapping[str, Any], fresh: bool) -> None:
         write_json(workdir / "config.json", dict(values))
         write_json(workdir / "env.json", environment())
         write_text(workdir / "command.txt", command())
+        (workdir / "metrics.jsonl").touch()
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error}") from error
 

@@ -287,12 +287,24 @@ def _steps_due(session: Session, step: int, evaluated: bool) -> bool:
     )
 
 
-def _run_steps(session: Session, state: State, start: int, profile: bool) -> tuple[State, float]:
+def jit_step(asm: Assembly, batch: Mapping[str, Any]) -> Any:
+    """The compiled step: explicit shardings (a restored state must not retrace), donated state."""
+    feed = sharding.Feed(asm.mesh, asm.experiment.rules)
+    return jax.jit(
+        asm.experiment.step,  # type: ignore[arg-type]
+        in_shardings=(asm.shardings, {k: feed.sharding(k, v.shape) for k, v in batch.items()}),
+        out_shardings=(asm.shardings, NamedSharding(asm.mesh, PartitionSpec())),
+        donate_argnums=0,
+    )
+
+
+def run_steps(
+    session: Session, state: State, start: int, profile: bool, step_fn: Any = None
+) -> tuple[State, float]:
     """Trains from `start` to the end; returns the state and steps/s (0 if not measurable)."""
     asm, timer, writer = session.asm, session.timer, session.writer
     config, experiment = asm.config, asm.experiment
     total, every = config.train.steps, config.log.every
-    step_fn: Any = None
     pending: tuple[int, Any] | None = None
     measured = 0
 
@@ -314,15 +326,7 @@ def _run_steps(session: Session, state: State, start: int, profile: bool) -> tup
             first = step_fn is None
             with timer.of("compile" if first else "step"):
                 if first:
-                    step_fn = jax.jit(
-                        experiment.step,  # type: ignore[arg-type]
-                        in_shardings=(asm.shardings, {k: v.sharding for k, v in batch.items()}),
-                        out_shardings=(
-                            asm.shardings,
-                            NamedSharding(asm.mesh, PartitionSpec()),
-                        ),
-                        donate_argnums=0,
-                    )
+                    step_fn = jit_step(asm, batch)
                     writer.text(f"compiling the step of {config.system} ...")
                 with jax.transfer_guard("disallow"):
                     state, metrics = step_fn(state, batch)
@@ -408,7 +412,7 @@ def train(
                 session.evaluate_due(0, state)
                 if 0 in asm.experiment.milestones or config.train.steps == 0:
                     session.save(0, state)
-            state, rate = _run_steps(session, state, start, profile)
+            state, rate = run_steps(session, state, start, profile)
             results = _finish(session, state, rate)
     return results
 

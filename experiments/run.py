@@ -68,10 +68,10 @@ def start_jax() -> None:
                 'pip install -e ".[cuda]" and check that the driver sees the card'
             )
         if Path("/proc/driver/nvidia/version").exists():
-            logging.warning(
-                "an NVIDIA driver is present but JAX runs on %s: "
+            print(
+                f"warning: an NVIDIA driver is present but JAX runs on {jax.default_backend()}: "
                 'pip install -e ".[cuda]" for the GPU',
-                jax.default_backend(),
+                file=sys.stderr,
             )
 
 
@@ -135,6 +135,7 @@ def inspect(mode: str, workdir: Path) -> int:
 
 def main(argv: list[str]) -> int:
     """Exit code: 0 fine, 1 a metric differs (check), 2 misuse."""
+    logging.set_verbosity(logging.ERROR)  # orbax and JAX remark on things users cannot change
     try:
         check_flags(argv[1:])
         if _MODE.value == "report":

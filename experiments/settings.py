@@ -10,7 +10,7 @@ TFDS is imported.
 import hashlib
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -24,7 +24,7 @@ TOP = ("system", "variant", "seed", "num_seeds", "mesh", "init_from")
 NOT_HASHED = ("data.root", "mesh", "log", "train.steps", "init_from")
 
 
-def at_least(group: str, low: float, **values: float) -> None:
+def at_least(group: str, low: int | float, **values: int | float) -> None:
     """Raises ValueError naming the first value below `low`."""
     for key, value in values.items():
         if not value >= low:
@@ -104,7 +104,7 @@ def base_config(system: str, variant: str) -> ConfigDict:
     )
 
 
-def parse_arg(arg: str, variants: Mapping[str, Any]) -> str:
+def parse_arg(arg: str, variants: Sequence[str]) -> str:
     """Checks the part after the colon of --config=file.py:variant."""
     if arg not in variants:
         raise UserError(f"unknown variant {arg!r}: choose one of {', '.join(variants)}")

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Side-by-side speed tables.
+
+    python experiments/bench.py banyan [--json=FILE] [--repeats=7]
+    python experiments/bench.py loop
+
+Every case is called once to compile, then all cases are called in turn, `repeats` times, so that
+a busy machine slows them alike. Printed are ratios first, then medians with their spread
+(interquartile range / median). A lone absolute number says little: read the ratios.
+
+A bench is a module of `experiments/benches` with `cases() -> Iterable[Case]` and
+`ratios(rows) -> {name: number}`. The JSON has one shape for all of them:
+{"bench", "device", "versions", "commit", "rows": [{"row", "envs", "steps_per_s", "spread",
+"first_call_s", "repeats"}], "ratios", "not_measured": {row: reason}}.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0:0] = [str(ROOT)]
+BENCHES = ("banyan", "loop")
+MIN_REPEATS = 5
+
+
+class Case(NamedTuple):
+    """One row: `run` does `work` steps and returns when the device is done with them."""
+
+    row: str
+    envs: int
+    work: float
+    run: Callable[[int], None]  # takes the index of the repeat, blocks until done
+
+
+class Missing(NamedTuple):
+    """A row that cannot be measured here."""
+
+    row: str
+    reason: str
+
+
+def measure(cases: Iterable[Case | Missing], repeats: int) -> tuple[list[dict], dict[str, str]]:
+    """Rows and reasons of what was not measured; interleaved repeats after one warm-up call."""
+    import numpy as np
+
+    ready: list[tuple[Case, float]] = []
+    missing: dict[str, str] = {}
+    for case in cases:
+        if isinstance(case, Missing):
+            missing[case.row] = case.reason
+            print(f"not measured: {case.row}: {case.reason}", flush=True)
+            continue
+        began = time.perf_counter()
+        case.run(0)
+        ready.append((case, time.perf_counter() - began))
+        print(f"compiled {case.row} in {ready[-1][1]:.1f} s", flush=True)
+    rates: list[list[float]] = [[] for _ in ready]
+    for repeat in range(1, repeats + 1):
+        for (case, _), found in zip(ready, rates, strict=True):
+            began = time.perf_counter()
+            case.run(repeat)
+            found.append(case.work / (time.perf_counter() - began))
+    rows = []
+    for (case, first), found in zip(ready, rates, strict=True):
+        low, median, high = np.percentile(found, (25, 50, 75))
+        rows.append(
+            {
+                "row": case.row,
+                "envs": case.envs,
+                "steps_per_s": float(median),
+                "spread": float((high - low) / median),
+                "first_call_s": round(first, 3),
+                "repeats": repeats,
+            }
+        )
+    return rows, missing
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Text of a result, ratios first."""
+    lines = [f"bench {result['bench']} on {result['device']}, commit {result['commit']}", ""]
+    lines += [f"{value:10.3f}  {name}" for name, value in result["ratios"].items()]
+    lines += ["", f"{'steps/s':>12}  {'spread':>6}  {'first call':>10}  row"]
+    for row in result["rows"]:
+        name = f"{row['row']}@{row['envs']}" if row["envs"] else row["row"]
+        lines.append(
+            f"{row['steps_per_s']:12.4g}  {row['spread']:6.1%}  {row['first_call_s']:8.1f} s  {name}"
+        )
+    lines += [f"not measured: {k}: {v}" for k, v in result["not_measured"].items()]
+    return "\n".join(lines)
+
+
+def run(name: str, repeats: int) -> dict[str, Any]:
+    """Measures one bench."""
+    from experiments import folder
+
+    module = importlib.import_module(f"experiments.benches.{name}")
+    rows, missing = measure(module.cases(), repeats)
+    env = folder.environment()
+    return {
+        "bench": name,
+        "device": folder.device_name(env),
+        "versions": {"python": env["python"], **env["versions"]},
+        "commit": env["commit"],
+        "rows": rows,
+        "ratios": module.ratios(rows),
+        "not_measured": missing,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=BENCHES)
+    parser.add_argument("--json", type=Path, help="write the result to this file too")
+    parser.add_argument("--repeats", type=int, default=7, help=f"at least {MIN_REPEATS}")
+    args = parser.parse_args(argv)
+    if args.repeats < MIN_REPEATS:
+        parser.error(f"--repeats={args.repeats}: must be at least {MIN_REPEATS}")
+    if args.json and not args.json.parent.is_dir():
+        parser.error(f"--json={args.json}: no folder {args.json.parent}")
+    result = run(args.name, args.repeats)
+    print("\n" + table(result))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

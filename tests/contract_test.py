@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every config: sound values, every leaf consumed; every `:tiny` honours the contract."""
+
+import ast
+import dataclasses
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from experiments import checkpoint, loop, settings, sharding
+from tests.systems import CONFIGS, run_steps, tiny
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def variants() -> list[tuple[str, str]]:
+    modules = {name: importlib.import_module(f"experiments.configs.{name}") for name in CONFIGS}
+    return [(name, variant) for name, module in modules.items() for variant in module.VARIANTS]
+
+
+@pytest.mark.parametrize(("system", "variant"), variants())
+def test_config_is_sound(system: str, variant: str) -> None:
+    """No None, no list, JSON round trip, all groups valid, docstring says how to run it."""
+    module = importlib.import_module(f"experiments.configs.{system}")
+    config = module.get_config(variant)
+    settings.groups(config)
+    for key, value in settings.flatten(config.to_dict()).items():
+        assert value is not None and not isinstance(value, list), key
+    back = settings.from_json(json.loads(json.dumps(settings.to_json(config))))
+    assert back.to_dict() == config.to_dict()
+    assert (config.system, config.variant) == (system, variant)
+    assert f"experiments/configs/{system}.py" in module.__doc__
+
+
+def attributes_read() -> set[str]:
+    """Names read as attributes, or passed to getattr, anywhere in the code."""
+    found: set[str] = set()
+    for room in ("banyan", "rec", "graph", "attention", "experiments"):
+        for path in (ROOT / room).rglob("*.py"):
+            tree = ast.parse(path.read_text())
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                    found.add(node.attr)
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.add(node.value)  # getattr(config, name) over a tuple of names
+    return found
+
+
+@pytest.mark.parametrize("system", CONFIGS)
+def test_every_leaf_is_consumed(system: str) -> None:
+    """Each leaf is a field of its group's dataclass, and each field is read somewhere."""
+    module = importlib.import_module(f"experiments.configs.{system}")
+    read = attributes_read()
+    config = module.get_config("tiny")
+    for group, cls in {**settings.FRAME, **module.GROUPS}.items():
+        fields = {f.name for f in dataclasses.fields(cls)}
+        assert fields == set(config[group])
+        assert not fields - read, f"{group}: never read: {fields - read}"
+
+
+def test_hash_ignores_what_does_not_change_a_step() -> None:
+    config = settings.to_json(tiny("banyan"))
+    same = json.loads(json.dumps(config))
+    same["mesh"], same["log"]["every_s"], same["train"]["steps"] = [2, 2], 3.0, 99
+    same["data"]["root"] = "elsewhere"
+    assert settings.config_hash(same) == settings.config_hash(config)
+    for group, key, value in (("agent", "lr", 1.0), ("env", "num_walls", 1)):
+        other = json.loads(json.dumps(config))
+        other[group][key] = value
+        assert settings.config_hash(other) != settings.config_hash(config)
+    other = {**config, "seed": 5}
+    assert settings.config_hash(other) != settings.config_hash(config)
+
+
+@pytest.mark.parametrize("system", CONFIGS)
+def test_tiny_honours_the_contract(system: str, tmp_path: Path) -> None:
+    """init, 3 steps without a retrace, finite; evaluate twice equal; save and restore bitwise."""
+    asm = loop.assemble(tiny(system, mesh=(8, 1)))
+    experiment = asm.experiment
+    traces: list[int] = []
+    inner = experiment.step
+
+    def counted(state: Any, batch: Any) -> Any:
+        traces.append(1)
+        assert inner is not None
+        return inner(state, batch)
+
+    if inner is not None:
+        asm = asm._replace(experiment=experiment._replace(step=counted))
+        state, metrics = run_steps(asm, 3)
+        assert len(traces) == 1
+        assert all(np.all(np.isfinite(v)) for m in metrics for v in m.values())
+        assert int(state["step"]) == 3
+    else:
+        state = loop.initial_state(asm)
+    assert {"step", "params", "key"} <= set(state)
+    first = loop.to_host(experiment.evaluate(state, experiment.splits[0]))
+    again = loop.to_host(experiment.evaluate(state, experiment.splits[0]))
+    assert first and first.keys() == again.keys()
+    for key, value in first.items():
+        np.testing.assert_array_equal(value, again[key], err_msg=key)
+
+    with checkpoint.open_manager(tmp_path) as manager:
+        checkpoint.save(manager, 3, state, asm.values, asm.artifacts)
+        manager.wait_until_finished()
+        back = checkpoint.restore(manager, 3, asm.abstract)
+    for (path, a), b in zip(
+        jax.tree_util.tree_flatten_with_path(state)[0], jax.tree.leaves(back), strict=True
+    ):
+        same = jax.random.key_data(a) == jax.random.key_data(b) if path[0].key == "key" else a == b
+        assert bool(np.all(same)), path
+    copied = checkpoint.read_artifacts(tmp_path, 3)
+    remade = loop.assemble(tiny(system, mesh=(8, 1)), copied)
+    once_more = loop.to_host(remade.experiment.evaluate(back, experiment.splits[0]))
+    for key, value in first.items():
+        np.testing.assert_array_equal(value, once_more[key], err_msg=key)
+
+
+@pytest.mark.parametrize("system", CONFIGS)
+def test_batch_is_a_pure_function_of_the_step(system: str) -> None:
+    batch = loop.assemble(tiny(system)).experiment.batch
+    again = loop.assemble(tiny(system)).experiment.batch
+    if batch is None or again is None:
+        pytest.skip(f"{system} only evaluates")
+    for step in (7, 0, 3, 7):
+        for key, leaf in batch(step).items():
+            np.testing.assert_array_equal(leaf, again(step)[key])
+
+
+def test_meshes_agree_and_shard_for_real() -> None:
+    """1 device = 4 = data 2 x model 2, with an all-reduce and no gathered environments."""
+    losses = {}
+    for mesh, count in (((1, 1), 1), ((4, 1), 4), ((2, 2), 4)):
+        config = tiny("banyan", agent__num_envs=24, agent__minibatches=3)
+        asm = on_devices(config, mesh, count)
+        state, metrics = run_steps(asm, 12)
+        losses[mesh] = np.array([m["loss"] for m in metrics])
+        grid = state["worker"]["env"]["grid"]
+        assert grid.sharding.spec == P(None, "data")
+        assert grid.addressable_shards[0].data.shape[1] == 24 // mesh[0]
+        if count > 1:
+            check_collectives(asm, state, 24)
+        if mesh == (2, 2):
+            kernel = state["params"]["params"]["encoder0"]["kernel"]
+            moment = state["opt_state"][1][0].mu["params"]["encoder0"]["kernel"]
+            for leaf in (kernel, moment):
+                assert leaf.addressable_shards[0].data.shape[2] == leaf.shape[2] // 2
+    for mesh in ((4, 1), (2, 2)):
+        np.testing.assert_allclose(losses[mesh], losses[1, 1], rtol=2e-5, atol=1e-7)
+    assert np.ptp(losses[1, 1]) > 1e-4  # the losses do move
+
+
+def on_devices(config: Any, mesh: tuple[int, int], count: int) -> loop.Assembly:
+    """`loop.assemble` on the first `count` devices."""
+    devices = np.array(jax.devices()[:count]).reshape(mesh)
+    axes = (jax.sharding.AxisType.Auto,) * 2
+    asm = loop.assemble(config)
+    small = jax.sharding.Mesh(devices, sharding.AXES, axis_types=axes)
+    shards = sharding.shardings(small, asm.experiment.rules, asm.abstract)
+    return asm._replace(mesh=small, shardings=shards)
+
+
+def check_collectives(asm: loop.Assembly, state: Any, num_envs: int) -> None:
+    assert asm.experiment.batch is not None
+    batch = asm.experiment.batch(0)
+    step = loop.jit_step(asm, batch)
+    feed = sharding.Feed(asm.mesh, asm.experiment.rules)
+    text = step.lower(state, feed.put(batch, None)).compile().as_text()
+    assert re.search(r"\ball-reduce(-start)?\(", text)
+    for shape in re.findall(r"= \w+\[([\d,]*)\]\S* all-gather(?:-start)?\(", text):
+        assert num_envs not in [int(n) for n in shape.split(",") if n], shape
+
+
+def test_no_tensorflow_no_torch_and_jax_only_after_validation() -> None:
+    """A whole tiny run and check imports neither; settings are checked before JAX is there."""
+    code = """
+import sys
+from pathlib import Path
+from experiments import settings
+from experiments.configs import banyan
+config = banyan.get_config("tiny")
+settings.groups(config)
+assert "jax" not in sys.modules and "tensorflow_datasets" not in sys.modules
+import tempfile
+from experiments import loop
+with tempfile.TemporaryDirectory() as name:
+    config.train.steps = 2
+    config.eval.update({"episodes": 4, "curve_episodes": 4})
+    loop.train(config, Path(name) / "run")
+    assert not loop.check(Path(name) / "run")
+print("loaded", [m for m in ("tensorflow", "torch") if m in sys.modules])
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.strip().endswith("loaded []")
