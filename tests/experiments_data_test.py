@@ -219,6 +219,7 @@ def test_download_checks_zips_without_a_time_stamp_and_does_it_once(server: Any)
     target = fetch(server)
     assert gzip.decompress(target.read_bytes()) == CONTENT
     first = target.read_bytes()
+    assert first[4:8] == bytes(4), "the time field of the gzip header"
     fetch(server)
     assert len(server.asked) == 1, "it was already there"
     target.unlink()
