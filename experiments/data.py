@@ -8,11 +8,11 @@
 
 Raw files lie under `--root` or `config.data.root`, else $BANYAN_DATA, else the download folder in
 the user's cache, and are never written to by anything but `download`. Prepared and packed data lie
-in the cache (`cache_dir`). Libraries declare their datasets as plain data, in a module named by
-`LIBRARIES`:
+in the cache (`cache_dir`). Libraries declare their files as plain data, in a module named by
+`LIBRARIES`; the first folder of a path is the name of its dataset:
 
-    DATASETS = {"boxoban": {"about": "...", "terms": "Apache-2.0",
-                            "files": {"boxoban/hard_000.txt.gz": (sha256, url)}}}
+    FILES = {"boxoban/hard_000.txt.gz": (sha256, url), ...}
+    ABOUT = {"boxoban": ("what it is", "terms of use")}     optional
 
 The SHA-256 is that of the unzipped content; "" stands for a hash or an address nobody knows. A
 file that is not declared but lies in the same folder works too; its hash is recorded.
@@ -43,7 +43,7 @@ if __package__ in (None, ""):  # run as a script: the checkout, not this folder,
 from experiments import transfer
 from experiments.transfer import DataError
 
-LIBRARIES = ("banyan.data",)  # modules that export DATASETS; a new library is one more name
+LIBRARIES = ("banyan.data",)  # modules that export FILES; a new library is one more name
 CHUNK = 1 << 20  # bytes
 
 Dataset = Mapping[str, Any]
@@ -80,11 +80,26 @@ def declared(datasets: Datasets | None = None) -> Datasets:
     if datasets is not None:
         return datasets
     found: dict[str, Dataset] = {}
-    for module in LIBRARIES:
-        for name, dataset in importlib.import_module(module).DATASETS.items():
-            if name in found:
-                raise DataError(f"dataset {name!r} is declared twice (again in {module})")
-            found[name] = dataset
+    for name in LIBRARIES:
+        module = importlib.import_module(name)
+        for dataset_name, entry in grouped(module).items():
+            if dataset_name in found:
+                raise DataError(f"dataset {dataset_name!r} is declared twice (again in {name})")
+            found[dataset_name] = entry
+    return found
+
+
+def grouped(module: Any) -> dict[str, Dataset]:
+    """FILES of a module as datasets, one per first folder, with what ABOUT says of them.
+
+    A dataset ABOUT does not name is described by the first line of the module.
+    """
+    found: dict[str, Dataset] = {}
+    first_line = (module.__doc__ or module.__name__).strip().splitlines()[0]
+    for path, entry in module.FILES.items():
+        name = PurePosixPath(_inside(path)).parts[0]
+        about, terms = getattr(module, "ABOUT", {}).get(name, (first_line, "see the source"))
+        found.setdefault(name, {"about": about, "terms": terms, "files": {}})["files"][path] = entry
     return found
 
 
@@ -144,14 +159,16 @@ def _missing(path: str, base: Path, known: Datasets, config_root: str | Path) ->
 # ----------------------------------------------------------------------------------------- hashes
 
 
-def digest(path: str | Path) -> str:
-    """SHA-256 (hex) of the content of a file, unzipped where its name ends in .gz; streamed.
+def digest(path: str | Path, zipped: bool | None = None) -> str:
+    """SHA-256 (hex) of the content of a file, streamed; unzipped if `zipped` or named .gz.
 
     Raises:
         DataError: a truncated or corrupted gzip file, named.
     """
     path, sha = Path(path), hashlib.sha256()
-    opened: Any = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    if zipped is None:
+        zipped = path.suffix == ".gz"
+    opened: Any = gzip.open(path, "rb") if zipped else path.open("rb")
     try:
         with opened as file:
             while chunk := file.read(CHUNK):
@@ -246,7 +263,7 @@ def _short(key: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def prepare(name: str, builder: Callable[..., Any], key: Any = ()) -> Any:
+def prepare(name: str, builder: Callable[[str], Any], key: Any = ()) -> Any:
     """A TFDS builder whose ArrayRecord files are in the cache, made there if they are not yet.
 
     Several processes or hosts may call it at once: one prepares, the others wait. The folder
@@ -254,7 +271,7 @@ def prepare(name: str, builder: Callable[..., Any], key: Any = ()) -> Any:
 
     Args:
         name: file name of the prepared data in the cache.
-        builder: (data_dir=, file_format=) -> tfds builder; it knows its raw files.
+        builder: folder -> TFDS builder that writes array_record there; it knows its raw files.
         key: JSON value of all that decides the content, e.g. `fingerprints(name)` and options.
 
     Returns: the builder, ready for `as_data_source`.
@@ -269,14 +286,17 @@ def prepare(name: str, builder: Callable[..., Any], key: Any = ()) -> Any:
                 os.rename(temporary, home)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-    return builder(data_dir=str(home), file_format="array_record")
+    return builder(str(home))
 
 
-def _build(builder: Callable[..., Any], target: Path) -> None:
+def _build(builder: Callable[[str], Any], target: Path) -> None:
     import tensorflow_datasets as tfds  # late: two seconds nobody who reads a cache needs
 
     downloads = target / "downloads"
-    builder(data_dir=str(target), file_format="array_record").download_and_prepare(
+    made = builder(str(target))
+    if made.info.file_format.value != "array_record":  # the only format read without TensorFlow
+        raise ValueError(f"{made.name}: give its builder file_format='array_record'")
+    made.download_and_prepare(
         download_dir=str(downloads),
         download_config=tfds.download.DownloadConfig(try_download_gcs=False),  # no hidden network
     )
@@ -325,7 +345,7 @@ def _load(path: Path, note: Path) -> tuple[dict[str, np.ndarray], str]:
     """(arrays, "") or ({}, what is wrong with the file)."""
     try:
         expected = json.loads(note.read_bytes())["sha256"]
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {k: file[k] for k in file.files}
     except (ValueError, KeyError, TypeError, EOFError, OSError, AttributeError) as error:
         return {}, f"{type(error).__name__}: {error}"
@@ -412,7 +432,7 @@ def _install(part: Path, target: Path, url: str, expected: str) -> str:
                         part.open("rb") as source,
                     ):
                         shutil.copyfileobj(source, out, CHUNK)
-        actual = digest(temporary)
+        actual = digest(temporary, target.suffix == ".gz")
         if expected and actual != expected:
             raise DataError(
                 f"{url}: wrong bytes, nothing was kept\n"

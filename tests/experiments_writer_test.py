@@ -109,6 +109,15 @@ def test_truncation_drops_beyond_and_says_what_is_at_the_step(tmp_path: Path) ->
     assert writer.truncate_after(tmp_path / "none", 3) == set()
 
 
+def test_a_last_line_that_lacks_only_its_end_is_dropped(tmp_path: Path) -> None:
+    fill(tmp_path, 1, 3)
+    path = tmp_path / writer.FILE
+    path.write_bytes(path.read_bytes()[:-1])  # kept, the next line would be glued to it
+    assert writer.truncate_after(path, 3) == set()
+    assert [r["step"] for r in writer.read_metrics(path)] == [1, 2, 2]
+    assert path.read_bytes().endswith(b"\n")
+
+
 def test_damage_inside_the_file_is_named_and_nothing_is_changed(tmp_path: Path) -> None:
     fill(tmp_path, 1, 3)
     path = tmp_path / writer.FILE
