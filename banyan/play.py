@@ -11,10 +11,9 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -269,9 +268,9 @@ def parse_keys(text: str) -> Iterator[str]:
         at += size
 
 
-def piped_keys(stream: TextIO) -> Iterator[str]:
+def piped_keys(lines: Iterable[str]) -> Iterator[str]:
     """Keys of a text stream, line by line; line ends are no keys."""
-    for line in stream:
+    for line in lines:
         yield from parse_keys(line.rstrip("\r\n"))
 
 
@@ -288,7 +287,7 @@ def terminal_keys(descriptor: int) -> Iterator[str]:
 
 
 @contextmanager
-def raw_terminal(descriptor: int, out: TextIO) -> Iterator[None]:
+def raw_terminal(descriptor: int) -> Iterator[None]:
     """Key by key input without echo on an alternate screen; all restored however it ends."""
     import termios
     import tty
@@ -296,13 +295,11 @@ def raw_terminal(descriptor: int, out: TextIO) -> Iterator[None]:
     saved = termios.tcgetattr(descriptor)
     try:
         tty.setcbreak(descriptor)
-        out.write("\x1b[?1049h\x1b[?25l")
-        out.flush()
+        print("\x1b[?1049h\x1b[?25l", end="", flush=True)
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, saved)
-        out.write("\x1b[?25h\x1b[?1049l")
-        out.flush()
+        print("\x1b[?25h\x1b[?1049l", end="", flush=True)
 
 
 def play(setup: Setup, keys: Iterator[str], show: Callable[[Game], None], step: Step) -> Game:
@@ -370,39 +367,38 @@ def parse(argv: Sequence[str] | None) -> tuple[Setup, bool]:
     return setup, not args.no_color
 
 
-def _compile(setup: Setup, out: TextIO) -> Step:
-    print("compiling the environment ...", file=out, flush=True)
+def _compile(setup: Setup) -> Step:
+    print("compiling the environment ...", flush=True)
     params = make_task(setup, 0)
     jax.block_until_ready(_step(reset_state(params), jnp.int32(STAY), params))
     return _step
 
 
-def _play_terminal(setup: Setup, descriptor: int, out: TextIO, color: bool, step: Step) -> Game:
+def _play_terminal(setup: Setup, descriptor: int, color: bool, step: Step) -> Game:
     """Plays on the terminal behind `descriptor`; the oracle's steps follow at a watchable pace."""
     clear = "\x1b[H\x1b[2J"
 
     def show(game: Game) -> None:
         if game.message.startswith(ORACLE):
             time.sleep(PAUSE)
-        print(clear + screen(game, color), file=out, flush=True)
+        print(clear + screen(game, color), flush=True)
 
-    with raw_terminal(descriptor, out):
+    with raw_terminal(descriptor):
         return play(setup, terminal_keys(descriptor), show, step)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; 0 after a quit or the end of the input, 2 for bad arguments."""
     setup, color = parse(argv)
-    out = sys.stdout
-    color = color and out.isatty() and "NO_COLOR" not in os.environ
+    color = color and sys.stdout.isatty() and "NO_COLOR" not in os.environ
     try:
-        step = _compile(setup, out)
+        step = _compile(setup)
         if sys.stdin.isatty():
-            last = _play_terminal(setup, sys.stdin.fileno(), out, color, step)
-            print(render_text(last.state, last.params, color), file=out, flush=True)
+            last = _play_terminal(setup, sys.stdin.fileno(), color, step)
+            print(render_text(last.state, last.params, color), flush=True)
         else:
-            write = partial(print, end="\n\n", file=out, flush=True)
-            play(setup, piped_keys(sys.stdin), lambda game: write(screen(game, color)), step)
+            show = lambda game: print(screen(game, color), end="\n\n", flush=True)
+            play(setup, piped_keys(sys.stdin), show, step)
     except ValueError as error:
         print(f"banyan.play: {error}", file=sys.stderr)
         return 2

@@ -132,6 +132,7 @@ def test_corridor_needs_relocation() -> None:
     where = oracle._where(grid)
     pairs = list(oracle._pairs(task, where))
     assert pairs and all(not oracle._merge_cells(task, grid, where, a, b) for a, b in pairs)
+    assert oracle._dive(task, 0.0) is not None  # greedy relocation, not the search behind it
 
 
 def test_wrong_first_neighbor_is_avoided() -> None:
