@@ -43,7 +43,7 @@ def _indexed(frames: np.ndarray) -> list[Image.Image]:
     return images
 
 
-def gif_bytes(frames: Sequence[UInt8[np.ndarray, "h w 3"]], fps: float = 10.0) -> bytes:
+def gif_bytes(frames: Sequence[UInt8[np.ndarray, "h w 3"]], fps: int | float = 10.0) -> bytes:
     """The frames as an endless GIF; consecutive equal frames become one that is shown longer.
 
     Raises:
@@ -70,7 +70,7 @@ def gif_bytes(frames: Sequence[UInt8[np.ndarray, "h w 3"]], fps: float = 10.0) -
 
 
 def save_gif(
-    path: str | Path, frames: Sequence[UInt8[np.ndarray, "h w 3"]], fps: float = 10.0
+    path: str | Path, frames: Sequence[UInt8[np.ndarray, "h w 3"]], fps: int | float = 10.0
 ) -> None:
     """Writes `gif_bytes`; see there."""
     Path(path).write_bytes(gif_bytes(frames, fps))

@@ -292,7 +292,7 @@ def _best_relocation(task: Task, grid: bytearray, where: dict[int, int], pos: in
 def _cheapest_toggle(task: Task, where: dict[int, int], pos: int) -> tuple[float, Act | None]:
     best, choice = float(FAR), None
     for item in _toggles(task, where):
-        cost = task.distance[pos][where[item]] + 1
+        cost = task.distance[pos][where[item]] + 1.0
         if cost < best:
             best, choice = cost, Act(TOGGLE, where[item], where[item])
     return float(best), choice
@@ -369,6 +369,15 @@ def _moves(task: Task, grid: bytearray, where: dict[int, int], pos: int) -> Iter
         yield from allowed
 
 
+def _trace(came_from: list[tuple[int, Act]], node: int) -> list[Act]:
+    """The acts that lead from the root to a node of `search`."""
+    acts = []
+    while node > 0:
+        node, act = came_from[node]
+        acts.append(act)
+    return acts[::-1]
+
+
 def search(task: Task, max_states: int = MAX_STATES) -> Outcome:
     """Best-first over all abstract states: fewest items left, then fewest obstacles, then cost.
 
@@ -376,7 +385,7 @@ def search(task: Task, max_states: int = MAX_STATES) -> Outcome:
     search proves that no sequence of actions wins.
     """
     seen = {task.grid}
-    parents: list[tuple[int, Act | None]] = [(-1, None)]
+    came_from: list[tuple[int, Act]] = [(-1, Act(TOGGLE, -1, -1))]  # of the root: never read
     queue = [(0, 0, 0, 0, task.grid, task.start)]
     while queue:
         *_, cost, node, board, pos = heapq.heappop(queue)
@@ -386,21 +395,17 @@ def search(task: Task, max_states: int = MAX_STATES) -> Outcome:
             where = _where(child)
             product = _apply(task, child, where, act)
             if product == task.goal:
-                acts = [act]
-                while node > 0:
-                    node, earlier = parents[node]
-                    acts.append(earlier)
-                return Outcome(tuple(reversed(acts)), False)
+                return Outcome((*_trace(came_from, node), act), False)
             if (key := bytes(child)) in seen:
                 continue
             if len(seen) >= max_states:
                 return Outcome(None, False)
             seen.add(key)
             step = task.distance[pos][act.source] + task.distance[act.source][act.target] + 1
-            parents.append((node, act))
+            came_from.append((node, act))
             todo = _steps_left(task, where)
             entry = (todo, _obstacles(task, child, where), cost + step)
-            heapq.heappush(queue, (*entry, len(parents) - 1, key, act.target))
+            heapq.heappush(queue, (*entry, len(came_from) - 1, key, act.target))
     return Outcome(None, True)
 
 

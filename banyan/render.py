@@ -151,9 +151,9 @@ def _item_tile(item: int, size: int, ground: np.ndarray) -> np.ndarray:
     rgb = RGB[COLORS[(item - 1) // NUM_SHAPES]]
     tile = _paint(ground, _coverage(_MASKS[shape], size), rgb)
     if shape == "ball":  # a highlight tells it from the hexagon at any size
-        light = tuple(c - 48 if min(rgb) > 200 else (c + 255) // 2 for c in rgb)
+        red, green, blue = (c - 48 if min(rgb) > 200 else (c + 255) // 2 for c in rgb)
         spot = lambda x, y: np.hypot(x + 0.25, y + 0.27) < 0.19
-        tile = _paint(tile, _coverage(spot, size), light)
+        tile = _paint(tile, _coverage(spot, size), (red, green, blue))
     return tile
 
 
@@ -379,7 +379,7 @@ def render_frame(
     params: EnvParams,
     tile: int = 32,
     action: int | None = None,
-    reward: float | None = None,
+    reward: int | float | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Board, goal, hand and task tree side by side, with a line of step, action and reward.
 
