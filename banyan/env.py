@@ -80,8 +80,14 @@ def encode(code: UInt8[Array, "*dims"]) -> UInt8[Array, "*dims 2"]:
     return jnp.stack([shape, color], axis=-1)
 
 
+def _as_jax(params: EnvParams) -> EnvParams:
+    """NumPy tables cannot be indexed by traced ids (a vmap outside jit): make them JAX arrays."""
+    return jax.tree.map(jnp.asarray, params)
+
+
 def observe(state: State, params: EnvParams) -> Obs:
     """Whole board, goal item and hand as small integers; embedding them is the agent's job."""
+    params = _as_jax(params)
     agent = (jnp.arange(NUM_CELLS) == state.pos).astype(jnp.uint8)
     grid = jnp.concatenate([encode(state.grid), agent[:, None]], axis=-1)
     return Obs(
@@ -93,6 +99,7 @@ def observe(state: State, params: EnvParams) -> Obs:
 
 def reset_to(tree: Int[Array, ""], layout: Int[Array, ""], params: EnvParams) -> State:
     """First state of the task (tree, layout)."""
+    params = _as_jax(params)
     return State(
         grid=params.trees.leaf[tree][params.layouts.slot[layout]],
         pos=params.layouts.start[layout],
@@ -109,7 +116,7 @@ def sample_task(key: PRNGKeyArray, params: EnvParams) -> tuple[jax.Array, jax.Ar
 
     Remainders of 32-bit words are used; their bias is below n / 2^32 for n alternatives.
     """
-    dist = params.dist
+    dist = _as_jax(params).dist
     bits = jax.random.bits(key, (3,), jnp.uint32)
 
     def below(word: jax.Array, n: jax.Array) -> jax.Array:
@@ -131,6 +138,7 @@ def _transition(
     state: State, action: Int[Array, ""], params: EnvParams
 ) -> tuple[State, jax.Array, jax.Array, jax.Array, jax.Array]:
     """(next state, success, dead end, truncated, created); the equations of the module."""
+    params = _as_jax(params)
     cells = jnp.arange(NUM_CELLS)
     grid, pos, held = state.grid, state.pos, state.held
     row, col = pos // SIDE, pos % SIDE
@@ -216,7 +224,7 @@ def step_env(
         final_obs=obs,
         success=success,
         dead_end=dead_end,
-        depth=params.trees.depth[state.tree],
+        depth=_as_jax(params).trees.depth[state.tree],
         t=new.t,
         created=jnp.where(live, created, jnp.uint8(EMPTY)),
     )

@@ -10,7 +10,8 @@ from worlds import Episodes, draw_pairs, generator, mixed_actions, play, tasks
 
 from banyan import reference
 from banyan.reference import World
-from banyan.types import DROP
+from banyan.trees import Node, pack
+from banyan.types import DROP, PICKUP, RIGHT, EnvParams
 
 STEPS, HORIZON, PER_DEPTH = 84, 80, 175
 
@@ -80,3 +81,45 @@ def test_asymmetric_rules_are_refused() -> None:
     combine[1 * 81 + 2] ^= 1
     with pytest.raises(ValueError, match="symmetric"):
         World(params._replace(rules=params.rules._replace(combine=combine)))
+
+
+def hand_made(beside: int) -> EnvParams:
+    """A row with item 1 at cell 1 and `beside` at cell 3; 1+2 and 1+3 both make 9, 1+4 the goal."""
+    combine = np.zeros((81, 81), np.uint8)
+    for a, b, made in ((1, 2, 9), (1, 3, 9), (1, 4, 10), (9, 8, 10)):
+        combine[a, b] = combine[b, a] = made
+    transform = np.zeros(81, np.uint8)
+    transform[3], transform[4] = 7, 3
+    params = tasks().params
+    chain = Node(8, (Node(7, (Node(3, (Node(4),)),)),))
+    trees = pack([Node(10, (Node(9, (Node(1), Node(2))), chain))], [6])
+    np.asarray(trees.leaf)[0, 2:5] = 1, beside, 0
+    slot = np.zeros((1, 64), np.uint8)
+    slot[0, [1, 3]] = 2, 3
+    layouts = params.layouts._replace(slot=slot, start=np.zeros(1, np.int32))
+    rules = params.rules._replace(combine=combine.reshape(-1), transform=transform)
+    return params._replace(rules=rules, trees=trees, layouts=layouts)
+
+
+@pytest.mark.parametrize(
+    ("beside", "created", "reward"), [(2, 9, 0.0), (3, 9, -1.0), (4, 10, 1.0), (5, 0, 0.0)]
+)
+def test_the_right_item_made_with_the_wrong_partner_is_a_dead_end(
+    beside: int, created: int, reward: float
+) -> None:
+    params = hand_made(beside)
+    actions = np.array([[RIGHT], [PICKUP], [RIGHT], [DROP]])
+    ids = np.zeros(1, np.int32)
+    episodes = play(params, ids, ids, actions)
+    assert episodes.created[3, 0] == created and episodes.reward[3, 0] == reward
+    world = World(params)
+    world.reset_to(0, 0)
+    assert [world.step(int(a))[0] for a in actions[:, 0]] == [0.0, 0.0, 0.0, reward]
+
+
+@pytest.mark.parametrize("beside", [2, 3, 4])
+def test_per_task_rules_react_only_to_the_right_partner(beside: int) -> None:
+    params = hand_made(beside)._replace(per_task=np.array(True))
+    ids = np.zeros(1, np.int32)
+    episodes = play(params, ids, ids, np.array([[RIGHT], [PICKUP], [RIGHT], [DROP]]))
+    assert episodes.created[3, 0] == (9 if beside == 2 else 0) and not episodes.reward.any()
