@@ -9,7 +9,7 @@ embedded in its top-left corner and padded with walls. An item is one byte:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 

@@ -24,7 +24,7 @@ FILES = (
     "report.md",
     "report.html",
 )
-FOLDERS = ("checkpoints", "profile", "tb")
+FOLDERS = ("checkpoints", "profile", "tb", "wandb")
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -314,7 +314,7 @@ def run_steps(
         if entry is None:
             return []
         metrics = to_host(entry[1])
-        if entry[0] % every == 0 or entry[0] == total:
+        if entry[0] % every == 0:  # never "at the end too": a longer run must log the same
             writer.write(entry[0], "train", metrics, timer.line())
             session.records.append(record_of(entry[0], "train", metrics))
         return _non_finite(metrics)
