@@ -323,6 +323,7 @@ def test_gradient_is_that_of_the_loss() -> None:
     start = jnp.asarray(rng.random((4, 6)) < 0.3)
     memory = jnp.asarray(rng.normal(size=(6, 6)), jnp.float32)
     params = net.init(jax.random.key(1), obs, prev_action, prev_reward, start, memory)
+    params["params"]["actor"]["kernel"] *= 50.0  # else the policy is flat, its gradient tiny
     action = jnp.asarray(rng.integers(0, 8, (4, 6)), jnp.int32)
     old = jnp.full((4, 6), -2.0)
     adv, ret = jnp.asarray(rng.normal(size=(2, 4, 6)), jnp.float32)
@@ -339,7 +340,7 @@ def test_gradient_is_that_of_the_loss() -> None:
             f(jax.tree.map(lambda p, d, s=s: p + s * 1e-2 * d, params, direction))
             for s in (1.0, -1.0)
         )
-        np.testing.assert_allclose((ahead - back) / 2e-2, norm, rtol=2e-2, err_msg=name)
+        np.testing.assert_allclose((ahead - back) / 2e-2, norm, rtol=2e-2, atol=2e-4, err_msg=name)
 
 
 def test_update_learns_from_its_own_rollout(tables: Any, monkeypatch: pytest.MonkeyPatch) -> None:

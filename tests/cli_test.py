@@ -229,6 +229,13 @@ def test_overwrite(call: Any, tmp_path: Path) -> None:
     assert steps == [0, 1, 2, 2, 2]
 
 
+def test_a_non_finite_loss_is_an_error(call: Any, tmp_path: Path) -> None:
+    where = f"--workdir={tmp_path / 'run'}"
+    answer = call(TOY, where, "--config.toy.bad_step=2", compiles=True)
+    says(answer, "error: non-finite loss at step 2", "checkpoints/", "learning rate")
+    assert checkpoint.steps(tmp_path / "run")
+
+
 def test_actions_and_check(trained: Path, call: Any, tmp_path: Path) -> None:
     where = f"--workdir={trained}"
     says(call("--mode=sing", where), "--mode=sing", "train, eval, check, report, say")
