@@ -245,13 +245,13 @@ def test_evaluation_is_one_episode_per_env(tables: Any) -> None:
         obs, state = env.reset(keys[i], one)
         assert int(one.trees.depth[state.tree]) == int(depth)
         worker = ppo.Worker(
-            state, obs, jnp.int32(NO_ACTION), jnp.float32(0), jnp.bool_(True), jnp.zeros(0)
+            state, obs, jnp.int32(NO_ACTION), jnp.float32(0), jnp.bool_(True), jnp.zeros(1)
         )
         for _ in range(40):
             action = act(jax.tree.map(lambda x: x[None], worker))[0]
             obs, state, reward, term, trunc, info = step(keys[i], worker.env, action, one)
             worker = ppo.Worker(
-                state, obs, action.astype(jnp.int32), reward, jnp.bool_(False), jnp.zeros(0)
+                state, obs, action.astype(jnp.int32), reward, jnp.bool_(False), jnp.zeros(1)
             )
             success[i // episodes, i % episodes] += bool(info.success)
             if term or trunc:
