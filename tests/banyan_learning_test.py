@@ -103,8 +103,8 @@ def test_learns_depths_one_and_two(tmp_path: Path) -> None:
         metrics = run["metrics"]
         assert metrics["d1/end/success/depth1"] >= 0.93
         assert metrics["d1/end/success/depth2"] >= 0.90
-        assert metrics["after0/d1/success"] <= 0.25  # the trivial baseline: untrained play
-        assert metrics["d1/end/dead_end"] < 0.02 < metrics["after0/d1/dead_end"]
+        assert metrics["untrained/d1/success"] <= 0.25  # the trivial baseline: untrained play
+        assert metrics["d1/end/dead_end"] < 0.02 < metrics["untrained/d1/dead_end"]
 
 
 def gaps(

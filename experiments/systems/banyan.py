@@ -166,8 +166,10 @@ def make_evaluate(config: ConfigDict, net: ActorCritic, tables: EnvParams, dists
                 out[f"valid/d{i + 1}/success"] = found["success"].mean(-1)
                 out[f"valid/d{i + 1}/dead_end"] = found["dead_end"].mean(-1)
                 continue
-            for name in test_names(step, i, train.phase_steps, len(dists)):
+            for name in split_names(step, i, train.phase_steps):
                 out[f"{name}/success"] = found["success"].mean(-1)
+                if name.startswith("after"):
+                    continue  # an entry of S[t, i]; the rest stands under start and end
                 out[f"{name}/dead_end"] = found["dead_end"].mean(-1)
                 for column, depth in enumerate(depths):
                     out[f"{name}/success/depth{depth}"] = found["success"][:, column]
@@ -176,18 +178,20 @@ def make_evaluate(config: ConfigDict, net: ActorCritic, tables: EnvParams, dists
     return evaluate
 
 
-def test_names(step: int, index: int, phase_steps: int, num_dists: int) -> list[str]:
+def split_names(step: int, index: int, phase_steps: int) -> list[str]:
     """Names of S values of distribution `index` at an update: at the end of phase t (1-based) all
     distributions are `after<t>/d<i>`; d_t also `d<t>/end` and d_{t+1} `d<t+1>/start`."""
     done, rest = divmod(step, phase_steps)
     if rest:
         return [f"at{step}/d{index + 1}"]
+    if not done:
+        return [f"untrained/d{index + 1}"]
     names = [f"after{done}/d{index + 1}"]
-    if done and index == done - 1:
+    if index == done - 1:
         names.append(f"d{index + 1}/end")
-    if done and index == done:
+    if index == done:
         names.append(f"d{index + 1}/start")
-    return names if done <= num_dists else []
+    return names
 
 
 def success_matrix(records: Any, phase_steps: int, num_dists: int) -> tuple[np.ndarray, np.ndarray]:
@@ -195,7 +199,8 @@ def success_matrix(records: Any, phase_steps: int, num_dists: int) -> tuple[np.n
     rows: dict[int, np.ndarray] = {}
     for record in records:
         done, rest = divmod(record["step"], phase_steps)
-        names = [f"after{done}/d{i + 1}/success" for i in range(num_dists)]
+        moment = f"after{done}" if done else "untrained"
+        names = [f"{moment}/d{i + 1}/success" for i in range(num_dists)]
         if not rest and all(name in record for name in names):
             rows[done] = np.stack([np.atleast_1d(record[name]) for name in names], axis=-1)
     seeds = next(iter(rows.values())).shape[0] if rows else 1
