@@ -62,6 +62,9 @@ def assemble(config: ConfigDict, artifacts: Mapping[str, Any] | None = None) -> 
     empty = [path for path, leaf in sharding.leaf_paths(abstract).items() if 0 in leaf.shape]
     if empty:
         raise UserError(f"{config.system}: empty arrays cannot be saved: {empty}")
+    if config.fsdp:
+        extra = sharding.fsdp_rules(abstract, mesh)
+        experiment = experiment._replace(rules=(*experiment.rules, *extra))
     shards = sharding.shardings(mesh, experiment.rules, abstract)
     abstract = jax.tree.map(
         lambda leaf, shard: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shard),

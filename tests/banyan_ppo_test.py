@@ -282,6 +282,34 @@ def test_nothing_recompiles_when_tasks_change(tables: Any) -> None:
     assert all(np.isfinite(v) for v in metrics.values())
 
 
+def test_conditions_train_side_by_side(tables: Any) -> None:
+    """Several distributions and horizons under one vmap equal the same updates one by one."""
+    net, config = network(), PPOConfig(**PPO)
+    agent = ppo.init(jax.random.key(0), net, config, tables)
+    few = tables._replace(
+        dist=tables.dist._replace(num_layouts=jnp.int32(1)), max_steps=jnp.int32(3)
+    )
+    both = jax.tree.map(lambda a, b: jnp.stack([a, b]), tables, few)
+    shared = jax.tree.map(lambda _: None, tables)._replace(
+        dist=jax.tree.map(lambda _: 0, tables.dist), max_steps=0
+    )
+    given = both._replace(
+        **{k: getattr(tables, k) for k in tables._fields if k not in ("dist", "max_steps")}
+    )
+    key = jax.random.key(1)
+    step = lambda now: ppo.update(key, net, config, agent, now, jnp.bool_(False), 3)
+    together, metrics = jax.jit(jax.vmap(step, in_axes=(shared,)))(given)
+    alone_step = jax.jit(step)
+    for row, now in enumerate((tables, few)):
+        alone, alone_metrics = alone_step(now)
+        for a, b in zip(
+            jax.tree.leaves(alone.params), jax.tree.leaves(together.params), strict=True
+        ):
+            np.testing.assert_allclose(a, b[row], atol=1e-6)
+        np.testing.assert_allclose(alone_metrics["loss"], metrics["loss"][row], rtol=1e-4)
+    assert float(metrics["episodes"][0]) != float(metrics["episodes"][1])
+
+
 def test_new_phase_starts_fresh_episodes(tables: Any) -> None:
     net, config = network(), PPOConfig(**{**PPO, "reset_optimizer": True})
     agent = ppo.init(jax.random.key(0), net, config, tables)

@@ -2,8 +2,9 @@
 """Banyan against its peers: random policy, vmap + scan + auto-reset, observation consumed.
 
 Also: the same with other table sizes (speed should not depend on them), and one PPO update of
-`configs/banyan.py:base` against a bare optax loop over the same network, epochs and minibatches
-on a fixed rollout (what is left is the share of acting, the world and the frame).
+`configs/banyan.py:base`, network, epochs and minibatches alike, against a bare loop of the same
+rollout and optax updates, and against the optax updates alone on a fixed rollout; the profile is
+how an update splits into acting and learning.
 """
 
 import importlib
@@ -244,9 +245,9 @@ def ppo_cases() -> Iterable[Case]:
     )
     _, sample, outcome = act(jax.random.key(1), agent)
     data = (sample, outcome.reward, outcome.reward)
-    learn = jax.jit(
-        lambda key, params, opt_state: ppo.optimize(
-            key, net, agent_config, params, opt_state, data, agent.worker.memory
+    learn_on = jax.jit(
+        lambda key, params, opt_state, data, memory: ppo.optimize(
+            key, net, agent_config, params, opt_state, data, memory
         )
     )
 
@@ -254,10 +255,25 @@ def ppo_cases() -> Iterable[Case]:
         jax.block_until_ready(act(jax.random.key(repeat), agent))
 
     def bare(repeat: int) -> None:
-        jax.block_until_ready(learn(jax.random.key(repeat), agent.params, agent.opt_state))
+        args = (agent.params, agent.opt_state, data, agent.worker.memory)
+        jax.block_until_ready(learn_on(jax.random.key(repeat), *args))
+
+    loop_state = [agent]
+
+    def bare_loop(repeat: int) -> None:
+        """Acting and learning as two jitted calls: no frame, no bookkeeping."""
+        now = loop_state[0]
+        worker, sample, outcome = act(jax.random.key(repeat), now)
+        rollout = (sample, outcome.reward, outcome.reward)
+        params, opt_state, _ = learn_on(
+            jax.random.key(repeat), now.params, now.opt_state, rollout, now.worker.memory
+        )
+        loop_state[0] = ppo.Agent(params, opt_state, worker)
+        jax.block_until_ready(params)
 
     yield Case("ppo-update-base", agent_config.num_envs, work, full)
     yield Case("ppo-rollout-alone", agent_config.num_envs, work, acting)
+    yield Case("ppo-bare-loop", agent_config.num_envs, work, bare_loop)
     yield Case("ppo-bare-optax", agent_config.num_envs, work, bare)
 
 
@@ -294,5 +310,9 @@ def ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             out[f"{row}@{envs}"] = base / value
     for (row, envs), value in rate.items():
         if row == "ppo-update-base":
-            out[f"{row} / ppo-bare-optax@{envs}"] = value / rate["ppo-bare-optax", envs]
+            for bare in ("ppo-bare-loop", "ppo-bare-optax"):
+                out[f"{row} / {bare}@{envs}"] = value / rate[bare, envs]
+            seconds = {k: 1 / rate[k, envs] for k in (row, "ppo-rollout-alone", "ppo-bare-optax")}
+            out["share of an update: acting"] = seconds["ppo-rollout-alone"] / seconds[row]
+            out["share of an update: learning"] = seconds["ppo-bare-optax"] / seconds[row]
     return out

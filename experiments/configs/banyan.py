@@ -6,6 +6,8 @@ Paper: Seth, Shah, Jha, Gershman, Kleiman-Weiner, Carvalho 2026, arXiv 2606.0088
 :base   one shift of layouts (5x5, depths 1-2), about five minutes on 2 CPU cores:
         python experiments/run.py --config=experiments/configs/banyan.py
 :tiny   the same wiring in seconds, for tests; learns nothing worth reading.
+        Real layouts instead of generated ones (see experiments/data.py):
+        --config.env.levels=boxoban
 :h200   one H200, depths 1-4 on 6x6, four co-varied distributions (not run here).
 :paper  100M + 100M environment steps, depths 1-6; any axis and size, e.g.
         --config.env.shift=objects, --config.env.objects=100,10000 --config.env.layouts=1

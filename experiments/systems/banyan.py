@@ -5,7 +5,9 @@ State leaves have a leading axis of seeds; environments are the second axis of e
 rollout carries and the one that is sharded. The batch is the phase's task distribution.
 """
 
+import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +22,7 @@ from banyan.agents import ppo
 from banyan.agents.networks import ActorCritic
 from banyan.agents.ppo import Agent, Worker
 from banyan.types import EnvParams, Obs, State
-from experiments import settings
+from experiments import data, settings
 from experiments.contract import Experiment
 from experiments.sharding import leaf_paths
 from experiments.systems import banyan_figures
@@ -35,9 +37,22 @@ EVAL_SEED = 20_260_530  # evaluation episodes are the same at every step of ever
 
 def prepare(config: ConfigDict) -> dict[str, Any]:
     """Task tables and their manifest; the rate of rejected tasks is printed."""
-    made = tasks.make_tasks(config.seed, settings.groups(config)["env"])
+    env_config = settings.groups(config)["env"]
+    levels = find_levels(env_config.levels, config.data.root)
+    made = tasks.make_tasks(config.seed, dataclasses.replace(env_config, levels=levels))
     print(describe(made.manifest))
     return tasks.to_arrays(made)
+
+
+def find_levels(levels: str, root: str) -> str:
+    """config.env.levels as a path or glob: as given, or the name of a dataset or a path below the
+    data root, verified where it is a dataset that is known."""
+    if not levels or Path(levels).is_absolute() or Path(levels).exists():
+        return levels
+    if levels in data.declared():
+        data.fingerprints(levels, root)  # every file there, and with the content it should have
+        return str(data.locate(levels, root))
+    return str(data.root(root) / levels)
 
 
 def describe(manifest: Mapping[str, Any]) -> str:
