@@ -69,6 +69,15 @@ GROUPS = {
     "eval": BanyanEval,
 }
 VARIANTS = ("base", "tiny", "h200", "paper")
+# What README's tables show of a run, where measured.
+HEADLINE = (
+    "after0/d1/success",
+    "d1/end/success",
+    "d2/start/success",
+    "gap/2",
+    "d2/end/success",
+    "forgetting/1",
+)
 
 
 def get_config(arg: str = "base") -> ConfigDict:
