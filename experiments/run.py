@@ -85,10 +85,10 @@ def inspect(values: flags.FlagValues) -> int:
         return 1 if lines else 0
     query = values.query or ""
     if query.startswith("@"):
-        path = Path(query[1:])
-        if not path.is_file():
-            raise UserError(f"--query={query}: no such file")
-        query = path.read_text()
+        try:
+            query = Path(query[1:]).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--query={query}: {error}") from error
     print(loop.act(workdir, mode, query))
     return 0
 
@@ -108,7 +108,7 @@ def dispatch(values: flags.FlagValues, words: list[str]) -> int:
             train(values)
             return 0
         return inspect(values)
-    except UserError as error:
+    except (UserError, OSError) as error:  # an OSError names the file and what is wrong with it
         print(f"error: {error}", file=sys.stderr)
         return 2
 
