@@ -68,7 +68,7 @@ def read(results: Path = RESULTS) -> Found:
 
 
 def headline(system: str, measured: Iterable[str], paper: Iterable[str] = ()) -> list[str]:
-    """Metrics to show: those of the paper, then HEADLINE of the config module that were measured."""
+    """Metrics to show: those of the paper, then those of HEADLINE that were measured."""
     named = getattr(settings.config_module(system), "HEADLINE", ())
     wanted = [*paper, *(name for name in named if name in set(measured))]
     return list(dict.fromkeys(wanted))
