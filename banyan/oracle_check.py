@@ -352,7 +352,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 if every task was won, 1 if not, 2 for bad arguments or files."""
+    """Exit code: 0 every task won (or shortcuts counted), 1 not, 2 bad arguments or files."""
     parser = _parser()
     args = parser.parse_args(argv)
     if args.shortcuts and (args.levels or args.rules == "per_task"):

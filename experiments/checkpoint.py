@@ -5,11 +5,15 @@
     checkpoints/<step>/config     JSON
     checkpoints/<step>/artifacts  arrays; JSON values travel as UTF-8 bytes under the key "json"
 
-Everything uses the stable `CheckpointManager` API with StandardSave and JsonSave. `read` needs
-none of our classes and no matching topology; it is what reviewers use.
+The checksum of every leaf is kept in the metadata of the step and compared by whoever reads it:
+array files alone would hand out flipped bits without a word. Everything uses the stable
+`CheckpointManager` API with StandardSave and JsonSave. `read` needs none of our classes and no
+matching topology; it is what reviewers use.
 """
 
 import json
+import math
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +24,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from experiments import digest
 from experiments.errors import UserError
 from experiments.sharding import leaf_paths
 
 Tree = Any
 FOLDER = "checkpoints"
 METRIC = "select"
+# What orbax and TensorStore raise on files that are missing, torn or overwritten.
+DAMAGE = (ValueError, KeyError, OSError, AttributeError, TypeError, RuntimeError)
 
 
 def open_manager(
@@ -46,8 +53,7 @@ def open_manager(
     if select_mode:
         keep.append(
             policies.BestN(
-                get_metric_fn=lambda metrics: metrics[METRIC],
-                reverse=select_mode == "min",
+                get_metric_fn=lambda metrics: rank(metrics.get(METRIC, math.nan), select_mode),
                 n=1,
                 keep_checkpoints_without_metrics=False,
             )
@@ -69,6 +75,11 @@ def open_manager(
     return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
 
 
+def rank(value: int | float, mode: str) -> int | float:
+    """Higher is better; what is not a number is worst."""
+    return -math.inf if math.isnan(value) else value if mode == "max" else -value
+
+
 def save(
     manager: ocp.CheckpointManager,
     step: int,
@@ -79,16 +90,43 @@ def save(
 ) -> None:
     """Starts an asynchronous save; an earlier one that failed raises here."""
     manager.check_for_errors()
+    packed = pack_artifacts(artifacts)
+    sums = {
+        "state": digest.of_arrays(leaf_paths(state)),
+        "config": {"json": _json_digest(config)},
+        "artifacts": digest.of_arrays(packed),
+    }
     manager.save(
         step,
         args=ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             config=ocp.args.JsonSave(dict(config)),
-            artifacts=ocp.args.StandardSave(pack_artifacts(artifacts)),
+            artifacts=ocp.args.StandardSave(packed),
         ),
+        custom_metadata={"digest": sums},
         metrics=None if select is None else {METRIC: select},
         force=True,
     )
+
+
+def _json_digest(value: Any) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+def _verify(step_dir: Path, item: str, found: Mapping[str, int]) -> None:
+    """Compares checksums with those of the time of the save."""
+    path = step_dir / "_CHECKPOINT_METADATA"
+    try:
+        saved = json.loads(path.read_text())["custom_metadata"]["digest"][item]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"checkpoint {step_dir} is damaged: {path.name}: {error!r}") from error
+    wrong = [name for name in sorted({*saved, *found}) if saved.get(name) != found.get(name)]
+    if wrong:
+        raise UserError(
+            f"checkpoint {step_dir} is damaged: {item} is not what was saved, see "
+            + ", ".join(wrong[:8])
+            + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else "")
+        )
 
 
 def pack_artifacts(artifacts: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -129,7 +167,7 @@ def _stored_tree(directory: Path) -> Tree:
     try:
         metadata: Any = ocp.StandardCheckpointer().metadata(directory.resolve())
         return metadata.item_metadata.tree
-    except (ValueError, KeyError, OSError, AttributeError) as error:
+    except DAMAGE as error:
         raise UserError(f"checkpoint {directory} is damaged or incomplete: {error}") from error
 
 
@@ -164,21 +202,25 @@ def restore(manager: ocp.CheckpointManager, step: int, abstract: Tree) -> Tree:
         raise UserError(f"checkpoint {directory} does not fit this run:\n  " + "\n  ".join(lines))
     try:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        return manager.restore(step, args=args)["state"]
-    except (ValueError, OSError, KeyError) as error:
+        state = manager.restore(step, args=args)["state"]
+    except DAMAGE as error:
         raise UserError(f"checkpoint {directory} is damaged: {error}") from error
+    _verify(directory.parent, "state", digest.of_arrays(leaf_paths(state)))
+    return state
 
 
 def read_tree(directory: Path) -> Tree:
-    """Nested dict of NumPy arrays from one StandardSave folder, whatever wrote it."""
+    """Nested dict of NumPy arrays from `<step>/state` or `<step>/artifacts`, verified."""
     template = jax.tree.map(
         lambda leaf: np.zeros(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else 0,
         _stored_tree(directory),
     )
     try:
-        return ocp.StandardCheckpointer().restore(directory.resolve(), template)
-    except (ValueError, OSError, KeyError) as error:
+        tree = ocp.StandardCheckpointer().restore(directory.resolve(), template)
+    except DAMAGE as error:
         raise UserError(f"checkpoint {directory} is damaged: {error}") from error
+    _verify(directory.parent, directory.name, digest.of_arrays(leaf_paths(tree)))
+    return tree
 
 
 def steps(workdir: Path) -> list[int]:
@@ -193,9 +235,11 @@ def read_json(workdir: Path, step: int) -> dict[str, Any]:
     """Config stored beside a state."""
     path = Path(workdir) / FOLDER / str(step) / "config" / "metadata"
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
         raise UserError(f"checkpoint config {path} is missing or damaged: {error}") from error
+    _verify(path.parent.parent, "config", {"json": _json_digest(config)})
+    return config
 
 
 def read_artifacts(workdir: Path, step: int) -> dict[str, Any]:

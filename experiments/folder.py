@@ -40,14 +40,31 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Raises UserError naming the file if it is missing or no JSON."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises UserError naming the file if it is missing or no JSON object."""
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"{path.parent} is no run folder: {path.name} is missing") from error
-    except json.JSONDecodeError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: a JSON object was expected")
+    return value
+
+
+def read_results(workdir: Path) -> dict[str, Any]:
+    """results.json of a finished run."""
+    path = workdir / "results.json"
+    if not path.exists():
+        raise UserError(f"{workdir} has no results.json: the run is not finished")
+    results = read_json(path)
+    for key in ("metrics", "checkpoint_of", "tolerance"):
+        if not isinstance(results.get(key), dict):
+            raise UserError(f"{path} is damaged: {key!r} is missing")
+    if not isinstance(results.get("step"), int):
+        raise UserError(f"{path} is damaged: 'step' is missing")
+    return results
 
 
 def claim(workdir: Path, values: Mapping[str, Any], overwrite: bool) -> bool:
@@ -102,6 +119,8 @@ def check_writable(workdir: Path) -> None:
     place = workdir.absolute()
     while not place.exists():
         place = place.parent
+    if not place.is_dir():
+        raise UserError(f"--workdir={workdir} cannot be made: {place} is a file")
     if not os.access(place, os.W_OK | os.X_OK):
         raise UserError(f"--workdir={workdir} cannot be written: no permission in {place}")
 

@@ -7,11 +7,9 @@ evaluate, flush the log, save. A checkpoint of step t therefore never knows less
 
 import importlib
 import math
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +20,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from experiments import checkpoint, folder, report, settings, sharding
+from experiments.clock import Timer, stop_signal
 from experiments.contract import Experiment, State
 from experiments.errors import UserError
-from experiments.writer import Writer, open_writer, read_metrics, truncate_after
+from experiments.writer import (
+    Writer,
+    check_trackers,
+    open_writer,
+    read_metrics,
+    truncate_after,
+)
 
 VALID = "valid"
 PREFETCH = 2
@@ -43,8 +48,14 @@ class Assembly(NamedTuple):
     shardings: Any
 
 
-def assemble(config: ConfigDict, artifacts: Mapping[str, Any] | None = None) -> Assembly:
-    """Validates, prepares (unless artifacts are given), makes; compiles and writes nothing."""
+def assemble(
+    config: ConfigDict, artifacts: Mapping[str, Any] | None = None, *, exact: bool = True
+) -> Assembly:
+    """Validates, prepares (unless artifacts are given), makes; compiles and writes nothing.
+
+    Args:
+        exact: False replicates state leaves that do not divide among the devices of this machine.
+    """
     settings.groups(config)
     mesh = sharding.make_mesh(config.mesh)
     module = importlib.import_module(f"experiments.systems.{config.system}")
@@ -54,7 +65,7 @@ def assemble(config: ConfigDict, artifacts: Mapping[str, Any] | None = None) -> 
             # What a fresh start uses is exactly what a resume will read back.
             artifacts = checkpoint.unpack_artifacts(checkpoint.pack_artifacts(prepared))
         experiment = module.make(config, artifacts)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     if config.train.steps and (experiment.step is None or experiment.batch is None):
         raise UserError(f"config.train.steps={config.train.steps}: {config.system} only evaluates")
@@ -65,7 +76,7 @@ def assemble(config: ConfigDict, artifacts: Mapping[str, Any] | None = None) -> 
     if config.fsdp:
         extra = sharding.fsdp_rules(abstract, mesh)
         experiment = experiment._replace(rules=(*experiment.rules, *extra))
-    shards = sharding.shardings(mesh, experiment.rules, abstract)
+    shards = sharding.shardings(mesh, experiment.rules, abstract, exact=exact)
     abstract = jax.tree.map(
         lambda leaf, shard: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shard),
         abstract,
@@ -96,13 +107,16 @@ def to_host(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {k: float(v) if v.ndim == 0 else v for k, v in fetched.items()}
 
 
-def initial_state(asm: Assembly) -> State:
-    """Fresh sharded state, with parameters of config.init_from where it names a run."""
-    state = jax.jit(asm.experiment.init, out_shardings=asm.shardings)(_key(asm.config))
+def read_donor(asm: Assembly) -> dict[str, Any]:
+    """Parameters of the run config.init_from names, by path; {} if it names none.
+
+    Raises:
+        UserError: there is no such checkpoint, or its parameters do not fit.
+    """
     if not asm.config.init_from:
-        return state
+        return {}
     donor = sharding.leaf_paths(checkpoint.read(asm.config.init_from)["state"]["params"])
-    leaves = sharding.leaf_paths(state["params"])
+    leaves = sharding.leaf_paths(asm.abstract["params"])
     wrong = [p for p in leaves.keys() & donor.keys() if leaves[p].shape != donor[p].shape]
     loaded = leaves.keys() & donor.keys()
     if wrong or not loaded:
@@ -114,6 +128,15 @@ def initial_state(asm: Assembly) -> State:
         print(f"init_from {asm.config.init_from}: loaded {len(loaded)} leaves")
         print(f"  missing there: {sorted(leaves.keys() - donor.keys())}")
         print(f"  unused of it: {sorted(donor.keys() - leaves.keys())}")
+    return donor
+
+
+def initial_state(asm: Assembly, donor: Mapping[str, Any] | None = None) -> State:
+    """Fresh sharded state, with parameters of config.init_from where it names a run."""
+    donor = read_donor(asm) if donor is None else donor
+    state = jax.jit(asm.experiment.init, out_shardings=asm.shardings)(_key(asm.config))
+    if not donor:
+        return state
 
     def place(path: Any, leaf: jax.Array) -> jax.Array:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -140,9 +163,19 @@ def load_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def collect(experiment: Experiment, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Metrics of results.json: all evaluations on the final splits, later ones first, + summary."""
-    tests = [r for r in records if r["split"] in experiment.splits]
+def tests_of(
+    experiment: Experiment, records: list[dict[str, Any]], tested: int
+) -> list[dict[str, Any]]:
+    """Evaluations that count: on the final splits, at milestones and of the tested checkpoint.
+
+    A run that was finished once and then extended has others, at its former end.
+    """
+    steps = {*experiment.milestones, tested}
+    return [r for r in records if r["split"] in experiment.splits and r["step"] in steps]
+
+
+def collect(experiment: Experiment, tests: list[dict[str, Any]]) -> dict[str, Any]:
+    """Metrics of results.json: a later evaluation replaces an earlier one; then the summary."""
     metrics: dict[str, Any] = {}
     for record in tests:
         metrics.update({k: v for k, v in record.items() if k not in ("step", "split")})
@@ -156,17 +189,7 @@ def _batches(asm: Assembly, start: int, stop: int) -> Iterator[tuple[dict[str, A
     make = asm.experiment.batch
     assert make is not None
     feed = sharding.Feed(asm.mesh, asm.experiment.rules)
-    first = make(start)
-    lead = next(
-        (
-            leaf.shape[0]
-            for name, leaf in first.items()
-            if sharding.match(asm.experiment.rules, f"batch/{name}", PartitionSpec("data"))
-            == PartitionSpec("data")
-        ),
-        0,
-    )
-    rows = sharding.process_rows(lead) if lead and jax.process_count() > 1 else None
+    rows = feed.rows(make(start)) if jax.process_count() > 1 else None
 
     def load(step: int) -> dict[str, Any]:
         return feed.put(make(step) if rows is None else make(step, rows), rows)
@@ -184,43 +207,6 @@ def _batches(asm: Assembly, start: int, stop: int) -> Iterator[tuple[dict[str, A
             yield batch, waited
 
 
-@contextmanager
-def _stop_signal() -> Iterator[list[int]]:
-    """A list that holds the number of the first SIGTERM or SIGINT received."""
-    received: list[int] = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    try:
-        old = {n: signal.signal(n, lambda number, _: received.append(number)) for n in numbers}
-    except ValueError:  # not the main thread (a notebook server): signals stay with their owner
-        old = {}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-class Timer:
-    """Seconds by kind; `wall` goes on from where an interrupted run left off."""
-
-    def __init__(self, before: float) -> None:
-        self.began, self.before = time.perf_counter(), before
-        kinds = ("data", "step", "eval", "checkpoint", "compile")
-        self.spent: dict[str, float] = dict.fromkeys(kinds, 0.0)
-
-    @contextmanager
-    def of(self, kind: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.spent[kind] += time.perf_counter() - began
-
-    def wall(self) -> float:
-        return self.before + time.perf_counter() - self.began
-
-    def line(self) -> dict[str, float]:
-        return {"wall": round(self.wall(), 4), **{k: round(v, 4) for k, v in self.spent.items()}}
-
-
 class Session:
     """One process's pass over a run: the state and everything that is written on the way."""
 
@@ -231,6 +217,7 @@ class Session:
             workdir, milestones=asm.experiment.milestones, select_mode=mode if select else ""
         )
         self.records = load_records(workdir / "metrics.jsonl")
+        _sync("read")  # before process 0 writes more of it: all must evaluate the same
 
     def evaluate(self, step: int, state: State, split: str) -> None:
         """Evaluates once per (step, split) and logs it."""
@@ -272,16 +259,23 @@ class Session:
             for r in self.records
             if name in r and r["step"] in saved
         }
-        if not name:
+        if not name or not scores:
             return self.asm.config.train.steps
-        if not scores:
-            raise UserError(f"config.eval.select: no evaluation returned {name!r}")
-        sign = 1.0 if mode == "max" else -1.0
-        return max(scores, key=lambda step: (sign * scores[step], step))
+        return max(scores, key=lambda step: (checkpoint.rank(scores[step], mode), step))
+
+    def check_select(self) -> None:
+        """Raises UserError after the first evaluation if config.eval.select names no metric."""
+        name = self.asm.config.eval.select[0]
+        known = sorted({k for r in self.records if r["split"] == VALID for k in r})
+        if name and name not in known:
+            found = ", ".join(k for k in known if k not in ("step", "split"))
+            raise UserError(f"config.eval.select: {name!r} is not evaluated; there are: {found}")
 
 
-def _non_finite(metrics: Mapping[str, Any]) -> list[str]:
-    return [k for k, v in metrics.items() if k.endswith("loss") and not np.all(np.isfinite(v))]
+def _non_finite(step: int, metrics: Mapping[str, Any]) -> list[str]:
+    """ "loss at step 7" for every loss that is not finite."""
+    odd = [k for k, v in metrics.items() if k.endswith("loss") and not np.all(np.isfinite(v))]
+    return [f"{k} at step {step}" for k in sorted(odd)]
 
 
 def _steps_due(session: Session, step: int, evaluated: bool) -> bool:
@@ -316,19 +310,21 @@ def run_steps(
     measured = 0
 
     def settle(entry: tuple[int, Any] | None) -> list[str]:
-        """Writes the metrics of a step already dispatched; returns names of non-finite losses."""
+        """Writes the metrics of a step already dispatched; names losses that are not finite."""
         if entry is None:
             return []
         metrics = to_host(entry[1])
-        if entry[0] % every == 0:  # never "at the end too": a longer run must log the same
+        bad = _non_finite(entry[0], metrics)
+        # Never "at the end too": a longer run must log the same.
+        if entry[0] % every == 0 or bad:
             writer.write(entry[0], "train", metrics, timer.line())
             session.records.append(record_of(entry[0], "train", metrics))
-        return _non_finite(metrics)
+        return bad
 
-    with _stop_signal() as signals:
+    with stop_signal() as signals:
         for step, (batch, waited) in enumerate(_batches(asm, start, total), start + 1):
             timer.spent["data"] += waited
-            if profile and step - start == PROFILE_STEPS[0]:
+            if profile and step - start == min(PROFILE_STEPS[0], total - start):
                 jax.profiler.start_trace(str(session.workdir / "profile"))
             first = step_fn is None
             with timer.of("compile" if first else "step"):
@@ -342,7 +338,7 @@ def run_steps(
                 bad = settle(pending)
             pending = (step, metrics)
             measured += not first
-            if profile and step - start == PROFILE_STEPS[1]:
+            if profile and step - start == min(PROFILE_STEPS[1], total - start):
                 jax.block_until_ready(state)
                 jax.profiler.stop_trace()
             stop = (
@@ -358,11 +354,7 @@ def run_steps(
             if bad:
                 session.save(step, state)
                 session.manager.wait_until_finished()
-                raise UserError(
-                    f"non-finite {', '.join(sorted(set(bad)))} at step {step}: stopped, state "
-                    f"saved in {session.workdir}/checkpoints/{step}. To go on from an earlier "
-                    "checkpoint delete that folder; try a smaller learning rate"
-                )
+                raise UserError(stopped_on(bad, step, session.workdir))
             evaluated = session.evaluate_due(step, state) if busy else False
             if stop or _steps_due(session, step, evaluated):
                 session.save(step, state)
@@ -372,6 +364,29 @@ def run_steps(
                 raise SystemExit(0)
     spent = timer.spent["step"] + timer.spent["data"]
     return state, measured / spent if measured and spent else 0.0
+
+
+def stopped_on(bad: list[str], step: int, workdir: Path) -> str:
+    return (
+        f"non-finite {', '.join(bad)}: stopped, state saved in {workdir}/checkpoints/{step}. To go "
+        "on from an earlier checkpoint delete that folder; try a smaller learning rate"
+    )
+
+
+def refuse_to_go_on(lines: list[dict[str, Any]], start: int, workdir: Path) -> None:
+    """Raises UserError if the checkpoint to resume is the one a non-finite loss left behind."""
+    for line in lines:
+        if line["split"] == "train" and start - 1 <= line["step"] <= start:
+            bad = _non_finite(line["step"], line)
+            if bad:
+                raise UserError(stopped_on(bad, start, workdir))
+
+
+def check_batch(asm: Assembly) -> None:
+    """Raises UserError if the batch does not divide among the devices; sends nothing."""
+    if asm.experiment.batch is not None and asm.config.train.steps:
+        batch = asm.experiment.batch(0)
+        sharding.shardings(asm.mesh, asm.experiment.rules, dict(batch), "batch/")
 
 
 def train(
@@ -385,6 +400,7 @@ def train(
     """
     values = settings.to_json(config)
     folder.check_writable(workdir)
+    check_trackers(values["log"])
     resume = folder.claim(workdir, values, overwrite)
     saved = checkpoint.steps(workdir) if resume else []
     if saved and saved[-1] > config.train.steps:
@@ -393,11 +409,15 @@ def train(
             f"{config.train.steps}; ask for more steps or give another --workdir"
         )
     if resume and saved[-1:] == [config.train.steps] and (workdir / "results.json").exists():
-        results = folder.read_json(workdir / "results.json")
+        results = folder.read_results(workdir)
         if results["step"] == config.train.steps:
             print(f"{workdir} is complete (step {config.train.steps}); see {workdir}/report.html")
             return results
     asm = assemble(config, checkpoint.read_artifacts(workdir, saved[-1]) if saved else None)
+    check_batch(asm)
+    donor = {} if saved else read_donor(asm)
+    if saved:
+        refuse_to_go_on(read_metrics(workdir / "metrics.jsonl"), saved[-1], workdir)
     _sync("claimed")
     if _is_main():
         folder.start(workdir, values, fresh=not saved)
@@ -406,7 +426,7 @@ def train(
     start = saved[-1] if saved else 0
     lines = read_metrics(workdir / "metrics.jsonl")
     timer = Timer(lines[-1]["time"]["wall"] if lines else 0.0)
-    with open_writer(workdir, config.log, config.train.steps, start, _is_main()) as writer:
+    with open_writer(workdir, values["log"], config.train.steps, start, _is_main()) as writer:
         writer.text(startup_line(asm, workdir, start))
         session = Session(asm, workdir, writer, timer)
         with session.manager:
@@ -414,12 +434,15 @@ def train(
                 state = checkpoint.restore(session.manager, start, asm.abstract)
             else:
                 with timer.of("compile"):
-                    state = initial_state(asm)
+                    state = initial_state(asm, donor)
                     jax.block_until_ready(state)
-                session.evaluate_due(0, state)
+                if session.evaluate_due(0, state):
+                    session.check_select()
                 if 0 in asm.experiment.milestones or config.train.steps == 0:
                     session.save(0, state)
-            state, rate = run_steps(session, state, start, profile)
+            rate = 0.0
+            if start < config.train.steps:
+                state, rate = run_steps(session, state, start, profile)
             results = _finish(session, state, rate)
     return results
 
@@ -445,17 +468,17 @@ def _finish(session: Session, state: State, rate: float) -> dict[str, Any]:
         session.evaluate(best, state, split)
     session.writer.flush()
     env = folder.environment()
-    results = results_of(asm, session.records, env) | {
+    results = results_of(asm, tests_of(asm.experiment, session.records, best), env) | {
         "wall_s": round(session.timer.wall(), 2),
         "compile_s": round(session.timer.spent["compile"], 2),
         "steps_per_s": round(rate, 4) if rate else None,
         "time_s": {k: round(v, 2) for k, v in session.timer.spent.items()},
     }
+    pictures: Mapping[str, bytes] = {}
+    if asm.experiment.figures is not None:  # on every process: it may compute with the state
+        pictures = asm.experiment.figures(session.records, state)
     if _is_main():
         folder.write_json(session.workdir / "results.json", results)
-        pictures = {}
-        if asm.experiment.figures is not None:
-            pictures = asm.experiment.figures(session.records, state)
         report.write_report(session.workdir, pictures, base_values(config))
         session.writer.text(summary_text(results, session.workdir))
     _sync("finished")
@@ -473,15 +496,14 @@ def summary_text(results: Mapping[str, Any], workdir: Path) -> str:
 
 
 def results_of(
-    asm: Assembly, records: list[dict[str, Any]], env: Mapping[str, Any]
+    asm: Assembly, tests: list[dict[str, Any]], env: Mapping[str, Any]
 ) -> dict[str, Any]:
     """results.json without timing."""
     config = asm.config
-    metrics = collect(asm.experiment, records)
+    metrics = collect(asm.experiment, tests)
     where: dict[str, int] = {}
-    for record in records:
-        if record["split"] in asm.experiment.splits:
-            where.update({k: record["step"] for k in record if k not in ("step", "split")})
+    for record in tests:
+        where.update({k: record["step"] for k in record if k not in ("step", "split")})
     module = settings.config_module(config.system)
     return {
         "schema": 1,
@@ -512,7 +534,7 @@ def open_run(workdir: Path) -> tuple[Assembly, ocp.CheckpointManager]:
     saved = checkpoint.steps(workdir)
     if not saved:
         raise UserError(f"no checkpoints in {workdir}")
-    asm = assemble(config, checkpoint.read_artifacts(workdir, saved[-1]))
+    asm = assemble(config, checkpoint.read_artifacts(workdir, saved[-1]), exact=False)
     return asm, checkpoint.open_manager(workdir, read_only=True)
 
 
@@ -529,16 +551,19 @@ def evaluate_last(workdir: Path) -> dict[str, Any]:
 
 
 def check(workdir: Path) -> list[str]:
-    """--mode=check: evaluates every checkpoint named in results.json again.
+    """--mode=check: evaluates the checkpoints named in results.json, and milestones, again.
 
     Returns:
         One line per metric that is missing or differs by more than its tolerance.
     """
-    claimed = folder.read_json(workdir / "results.json")
     asm, manager = open_run(workdir)
+    claimed = folder.read_results(workdir)
     records = []
+    steps = set(claimed["checkpoint_of"].values())
+    if asm.experiment.summary is not None:  # it saw all of these
+        steps |= {step for step in asm.experiment.milestones if step <= claimed["step"]}
     with manager:
-        for step in sorted(set(claimed["checkpoint_of"].values())):
+        for step in sorted(steps):
             if step not in checkpoint.steps(workdir):
                 raise UserError(f"{workdir}: results.json names step {step}, not among checkpoints")
             state = checkpoint.restore(manager, step, asm.abstract)
@@ -551,7 +576,7 @@ def check(workdir: Path) -> list[str]:
         allowed = claimed["tolerance"].get(name, 1e-6)
         if name not in found:
             lines.append(f"{name}: claimed {value}, not found again")
-        elif not abs(found[name] - value) <= allowed:
+        elif not (abs(found[name] - value) <= allowed or (found[name] != found[name] != value)):
             lines.append(f"{name}: claimed {value}, found {found[name]}, tolerance {allowed}")
     return lines
 

@@ -62,7 +62,9 @@ def train(values: flags.FlagValues) -> None:
     config = values.config
     settings.groups(config)
     name = f"{config.system}-{config.variant}-s{config.seed}"
-    workdir = Path(values.workdir or ROOT / "runs" / name)
+    # Installed from a wheel, ROOT is no place for results: take the folder the user stands in.
+    home = ROOT if (ROOT / "pyproject.toml").is_file() else Path.cwd()
+    workdir = Path(values.workdir or home / "runs" / name)
     start_jax(values)
     from experiments import loop
 
@@ -85,10 +87,10 @@ def inspect(values: flags.FlagValues) -> int:
         return 1 if lines else 0
     query = values.query or ""
     if query.startswith("@"):
-        path = Path(query[1:])
-        if not path.is_file():
-            raise UserError(f"--query={query}: no such file")
-        query = path.read_text()
+        try:
+            query = Path(query[1:]).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--query={query}: {error}") from error
     print(loop.act(workdir, mode, query))
     return 0
 
@@ -108,7 +110,7 @@ def dispatch(values: flags.FlagValues, words: list[str]) -> int:
             train(values)
             return 0
         return inspect(values)
-    except UserError as error:
+    except (UserError, OSError) as error:  # an OSError names the file and what is wrong with it
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -131,6 +131,8 @@ def groups(config: ConfigDict) -> dict[str, Any]:
     Raises:
         UserError: a missing or unknown group or key, a value out of range or of a wrong type.
     """
+    if "system" not in config:
+        raise UserError("config.system is missing: it names a module of experiments/systems")
     classes = {**FRAME, **config_module(config.system).GROUPS}
     allowed = {*TOP, *classes}
     if set(config) != allowed:

@@ -46,11 +46,14 @@ def match(rules: Rules, path: str, default: PartitionSpec) -> PartitionSpec:
     return next((spec for regex, spec in rules if re.fullmatch(regex, path)), default)
 
 
-def shardings(mesh: Mesh, rules: Rules, abstract: Any, prefix: str = "") -> Any:
+def shardings(
+    mesh: Mesh, rules: Rules, abstract: Any, prefix: str = "", *, exact: bool = True
+) -> Any:
     """Tree of NamedSharding for a tree of shapes.
 
     Args:
         prefix: "" for the state (default: replicated), "batch/" for a batch (default: P("data")).
+        exact: False replicates what is not divisible instead of refusing it.
 
     Raises:
         UserError: a dimension is not divisible by the axes it is put on.
@@ -66,6 +69,8 @@ def shardings(mesh: Mesh, rules: Rules, abstract: Any, prefix: str = "") -> Any:
             names = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
             parts = math.prod(mesh.shape[a] for a in names)
             if leaf.shape[dim] % parts:
+                if not exact:
+                    return NamedSharding(mesh, PartitionSpec())
                 raise UserError(
                     f"{name}: dimension {dim} of {tuple(leaf.shape)} is not divisible by the "
                     f"{parts} devices of {names}; change the batch size or config.mesh"
@@ -91,12 +96,18 @@ def fsdp_rules(abstract: Any, mesh: Mesh, min_bytes: int = 4 << 20) -> Rules:
     return tuple(rules)
 
 
-def process_rows(num_rows: int) -> tuple[int, int]:
-    """Rows [lo, hi) of the global batch that this process builds."""
-    count, index = jax.process_count(), jax.process_index()
-    if num_rows % count:
-        raise UserError(f"a batch of {num_rows} rows is not divisible by {count} processes")
-    return index * num_rows // count, (index + 1) * num_rows // count
+def process_rows(mesh: Mesh, num_rows: int) -> tuple[int, int]:
+    """Rows [lo, hi) of a batch of `num_rows`, split over the data axis, that this process holds.
+
+    Processes that differ only along the model axis hold the same rows.
+    """
+    parts, mine = mesh.shape["data"], jax.process_index()
+    if num_rows % parts:
+        raise UserError(f"a batch of {num_rows} rows is not divisible by {parts} devices of 'data'")
+    held = [i for i, row in enumerate(mesh.devices) if any(d.process_index == mine for d in row)]
+    if held != list(range(held[0], held[-1] + 1)):
+        return 0, num_rows  # not one block: build the whole batch
+    return held[0] * num_rows // parts, (held[-1] + 1) * num_rows // parts
 
 
 class Feed:
@@ -109,6 +120,15 @@ class Feed:
     def sharding(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
         leaf = jax.ShapeDtypeStruct(shape, np.float32)
         return shardings(self._mesh, self._rules, {name: leaf}, "batch/")[name]
+
+    def _split(self, name: str) -> bool:
+        spec = match(self._rules, f"batch/{name}", PartitionSpec("data"))
+        return bool(spec) and spec[0] == "data"
+
+    def rows(self, batch: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
+        """Rows of a whole batch this process needs; None if no leaf is split over data."""
+        leads = [leaf.shape[0] for name, leaf in batch.items() if self._split(name)]
+        return process_rows(self._mesh, leads[0]) if leads else None
 
     def put(self, batch: Mapping[str, np.ndarray], rows: tuple[int, int] | None) -> dict[str, Any]:
         """Global arrays of a batch.
@@ -127,10 +147,17 @@ class Feed:
         return out
 
     def _place(self, name: str, leaf: np.ndarray, rows: tuple[int, int] | None) -> jax.Array:
-        spec = match(self._rules, f"batch/{name}", PartitionSpec("data"))
-        if rows is None or jax.process_count() == 1 or not spec or spec[0] is None:
+        if rows is None or not self._split(name):
             sharding = self.sharding(name, leaf.shape)
             return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
-        shape = (leaf.shape[0] * jax.process_count(), *leaf.shape[1:])
-        sharding = self.sharding(name, shape)
-        return jax.make_array_from_process_local_data(sharding, leaf, shape)
+        parts = self._mesh.shape["data"]
+        lo, hi = process_rows(self._mesh, parts)
+        per_device = leaf.shape[0] // (hi - lo)
+        shape, low = (per_device * parts, *leaf.shape[1:]), lo * per_device
+
+        def block(index: Any) -> np.ndarray:
+            first, *rest = index
+            start, stop, _ = first.indices(shape[0])
+            return leaf[(slice(start - low, stop - low), *rest)]
+
+        return jax.make_array_from_callback(shape, self.sharding(name, shape), block)

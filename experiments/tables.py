@@ -214,6 +214,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
     args = parser.parse_args(argv)
     try:
+        if not README.is_file():
+            raise UserError(f"no {README}: the tables belong to a checkout")
         before = README.read_text(encoding="utf-8")
         after = fill(before, blocks(read()))
     except UserError as error:

@@ -224,6 +224,14 @@ def _need(module: str, flag: str, extra: str) -> ModuleType:
         ) from error
 
 
+def check_trackers(config_log: Mapping[str, Any]) -> None:
+    """Raises UserError, before anything is written, if a tracker asked for is not installed."""
+    if config_log.get("tensorboard"):
+        _need("tensorboardX", "log.tensorboard=True", "tensorboard")
+    if config_log.get("wandb"):
+        _need("wandb", f"log.wandb={config_log['wandb']!r}", "wandb")
+
+
 # ------------------------------------------------------------------------------------ the writer
 
 

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the seconds of a run go, and the signals that end it early."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def stop_signal() -> Iterator[list[int]]:
+    """A list that holds the number of the first SIGTERM or SIGINT received."""
+    received: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    try:
+        old = {n: signal.signal(n, lambda number, _: received.append(number)) for n in numbers}
+    except ValueError:  # not the main thread (a notebook server): signals stay with their owner
+        old = {}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+class Timer:
+    """Seconds by kind; `wall` goes on from where an interrupted run left off."""
+
+    def __init__(self, before: float) -> None:
+        self.began, self.before = time.perf_counter(), before
+        kinds = ("data", "step", "eval", "checkpoint", "compile")
+        self.spent: dict[str, float] = dict.fromkeys(kinds, 0.0)
+
+    @contextmanager
+    def of(self, kind: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.spent[kind] += time.perf_counter() - began
+
+    def wall(self) -> float:
+        return self.before + time.perf_counter() - self.began
+
+    def line(self) -> dict[str, float]:
+        return {"wall": round(self.wall(), 4), **{k: round(v, 4) for k, v in self.spent.items()}}
