@@ -12,9 +12,9 @@ matching topology; it is what reviewers use.
 """
 
 import json
-import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
 from experiments import digest
 from experiments.errors import UserError
@@ -30,16 +29,33 @@ from experiments.sharding import leaf_paths
 
 Tree = Any
 FOLDER = "checkpoints"
-METRIC = "select"
+Best = Callable[[Sequence[int]], int | None]
 # What orbax and TensorStore raise on files that are missing, torn or overwritten.
 DAMAGE = (ValueError, KeyError, OSError, AttributeError, TypeError, RuntimeError)
+
+
+class Keep:
+    """Which checkpoints stay (a preservation policy of orbax, whose own policy for the best one
+    forgets the metrics of an earlier process)."""
+
+    def __init__(self, last: int, milestones: Sequence[int], best: Best | None) -> None:
+        self._last, self._milestones, self._best = last, frozenset(milestones), best
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """One answer for each checkpoint."""
+        del context
+        steps = [info.step for info in checkpoints]
+        kept = {*sorted(steps)[-self._last :], *self._milestones}
+        if self._best is not None:
+            kept.add(self._best(steps))
+        return [step in kept for step in steps]
 
 
 def open_manager(
     workdir: Path,
     *,
     milestones: Sequence[int] = (),
-    select_mode: str = "",
+    best: Best | None = None,
     keep_last: int = 2,
     read_only: bool = False,
 ) -> ocp.CheckpointManager:
@@ -47,22 +63,13 @@ def open_manager(
 
     Args:
         milestones: steps never deleted.
-        select_mode: "max" or "min" if saves carry the value of a selection metric, else "".
+        best: says which of some steps is the best one, or None if that is unknown.
     """
-    keep: list[Any] = [policies.LatestN(keep_last), policies.CustomSteps(tuple(milestones))]
-    if select_mode:
-        keep.append(
-            policies.BestN(
-                get_metric_fn=lambda metrics: rank(metrics.get(METRIC, math.nan), select_mode),
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            )
-        )
     options = ocp.CheckpointManagerOptions(
         create=not read_only,
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
-        preservation_policy=policies.AnyPreservationPolicy(keep),
+        preservation_policy=Keep(keep_last, milestones, best),
     )
     handlers = {
         "state": ocp.StandardCheckpointHandler(),
@@ -75,38 +82,57 @@ def open_manager(
     return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
 
 
-def rank(value: int | float, mode: str) -> int | float:
-    """Higher is better; what is not a number is worst."""
-    return -math.inf if math.isnan(value) else value if mode == "max" else -value
-
-
 def save(
     manager: ocp.CheckpointManager,
     step: int,
     state: Tree,
     config: Mapping[str, Any],
     artifacts: Mapping[str, Any],
-    select: float | None = None,
 ) -> None:
-    """Starts an asynchronous save; an earlier one that failed raises here."""
-    manager.check_for_errors()
+    """Starts an asynchronous save; an earlier one that failed raises UserError here."""
     packed = pack_artifacts(artifacts)
     sums = {
         "state": digest.of_arrays(leaf_paths(state)),
         "config": {"json": _json_digest(config)},
         "artifacts": digest.of_arrays(packed),
     }
-    manager.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            config=ocp.args.JsonSave(dict(config)),
-            artifacts=ocp.args.StandardSave(packed),
-        ),
-        custom_metadata={"digest": sums},
-        metrics=None if select is None else {METRIC: select},
-        force=True,
-    )
+    with _failing(manager):
+        manager.check_for_errors()
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                config=ocp.args.JsonSave(dict(config)),
+                artifacts=ocp.args.StandardSave(packed),
+            ),
+            custom_metadata={"digest": sums},
+            force=True,
+        )
+
+
+def wait(manager: ocp.CheckpointManager) -> None:
+    """Returns when every save is on the disk; raises UserError if one failed."""
+    with _failing(manager):
+        manager.wait_until_finished()
+        manager.check_for_errors()
+
+
+@contextmanager
+def closing(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Closes the manager at the end; a save that failed meanwhile raises UserError."""
+    try:
+        yield
+    finally:
+        with _failing(manager):
+            manager.close()
+
+
+@contextmanager
+def _failing(manager: ocp.CheckpointManager) -> Iterator[None]:
+    try:
+        yield
+    except DAMAGE as error:
+        raise UserError(f"checkpoint in {manager.directory} was not saved: {error}") from error
 
 
 def _json_digest(value: Any) -> int:

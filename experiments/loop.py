@@ -8,7 +8,7 @@ evaluate, flush the log, save. A checkpoint of step t therefore never knows less
 import importlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,9 +212,8 @@ class Session:
 
     def __init__(self, asm: Assembly, workdir: Path, writer: Writer, timer: Timer) -> None:
         self.asm, self.workdir, self.writer, self.timer = asm, workdir, writer, timer
-        select, mode = asm.config.eval.select
         self.manager = checkpoint.open_manager(
-            workdir, milestones=asm.experiment.milestones, select_mode=mode if select else ""
+            workdir, milestones=asm.experiment.milestones, best=self.best_of
         )
         self.records = load_records(workdir / "metrics.jsonl")
         _sync("read")  # before process 0 writes more of it: all must evaluate the same
@@ -242,26 +241,23 @@ class Session:
         return due
 
     def save(self, step: int, state: State) -> None:
-        name = self.asm.config.eval.select[0]
-        found = [r[name] for r in self.records if r["step"] == step and name in r]
         with self.timer.of("checkpoint"):
             self.writer.flush()
-            select = float(np.mean(found[-1])) if found else None
-            checkpoint.save(self.manager, step, state, self.asm.values, self.asm.artifacts, select)
+            checkpoint.save(self.manager, step, state, self.asm.values, self.asm.artifacts)
+
+    def best_of(self, steps: Sequence[int]) -> int | None:
+        """The best of `steps` by config.eval.select, the last of ties; None if none is rated."""
+        name, mode = self.asm.config.eval.select
+        values = {r["step"]: float(np.mean(r[name])) for r in self.records if name in r}
+        sign = 1.0 if mode == "max" else -1.0
+        rated = [t for t in steps if t in values and not math.isnan(values[t])]
+        return max(rated, key=lambda t: (sign * values[t], t), default=None)
 
     def best_step(self) -> int:
-        """Step of the checkpoint to be tested: best by eval.select (last of ties), or the last."""
-        self.manager.wait_until_finished()
-        saved = self.manager.all_steps()
-        name, mode = self.asm.config.eval.select
-        scores = {
-            r["step"]: float(np.mean(r[name]))
-            for r in self.records
-            if name in r and r["step"] in saved
-        }
-        if not name or not scores:
-            return self.asm.config.train.steps
-        return max(scores, key=lambda step: (checkpoint.rank(scores[step], mode), step))
+        """Step of the checkpoint to be tested."""
+        checkpoint.wait(self.manager)
+        best = self.best_of(self.manager.all_steps())
+        return self.asm.config.train.steps if best is None else best
 
     def check_select(self) -> None:
         """Raises UserError after the first evaluation if config.eval.select names no metric."""
@@ -353,13 +349,13 @@ def run_steps(
                 pending = None
             if bad:
                 session.save(step, state)
-                session.manager.wait_until_finished()
+                checkpoint.wait(session.manager)
                 raise UserError(stopped_on(bad, step, session.workdir))
             evaluated = session.evaluate_due(step, state) if busy else False
             if stop or _steps_due(session, step, evaluated):
                 session.save(step, state)
             if stop and step < total:
-                session.manager.wait_until_finished()
+                checkpoint.wait(session.manager)
                 writer.text(f"stopped at step {step}, saved; the same command resumes")
                 raise SystemExit(0)
     spent = timer.spent["step"] + timer.spent["data"]
@@ -429,7 +425,7 @@ def train(
     with open_writer(workdir, values["log"], config.train.steps, start, _is_main()) as writer:
         writer.text(startup_line(asm, workdir, start))
         session = Session(asm, workdir, writer, timer)
-        with session.manager:
+        with checkpoint.closing(session.manager):
             if saved:
                 state = checkpoint.restore(session.manager, start, asm.abstract)
             else:

@@ -25,8 +25,8 @@ def make_mesh(shape: Sequence[int]) -> Mesh:
     """
     count = jax.device_count()
     fixed = math.prod(n for n in shape if n != -1)
-    sizes = tuple(count // fixed if n == -1 else n for n in shape)
-    if len(sizes) != len(AXES) or math.prod(sizes) != count:
+    sizes = tuple(count // max(fixed, 1) if n == -1 else n for n in shape)
+    if len(sizes) != len(AXES) or min(sizes) < 1 or math.prod(sizes) != count:
         raise UserError(
             f"config.mesh={tuple(shape)} does not fit {count} device(s): (data, model) must "
             f"multiply to {count}; use (-1, 1) to put all on data"

@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from experiments import checkpoint, loop, settings, sharding
-from tests.systems import CONFIGS, run_compiled, run_steps, tiny
+from tests.systems import CONFIGS, run_compiled, tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -83,8 +83,9 @@ def test_hash_ignores_what_does_not_change_a_step() -> None:
 
 @pytest.mark.parametrize("system", CONFIGS)
 def test_tiny_honours_the_contract(system: str, tmp_path: Path) -> None:
-    """init, 3 steps without a retrace, finite; evaluate twice equal; save and restore bitwise."""
-    asm = loop.assemble(tiny(system, mesh=(8, 1)))
+    """init, steps without a retrace, finite; evaluate twice equal; saved, restored, resumed."""
+    changes = {"train__steps": 8, "train__phase_steps": 4} if system == "banyan" else {}
+    asm = loop.assemble(tiny(system, mesh=(8, 1), **changes))
     experiment = asm.experiment
     traces: list[int] = []
     inner = experiment.step
@@ -94,15 +95,14 @@ def test_tiny_honours_the_contract(system: str, tmp_path: Path) -> None:
         assert inner is not None
         return inner(state, batch)
 
-    if inner is not None:
+    step = None
+    if inner is not None and experiment.batch is not None:
         asm = asm._replace(experiment=experiment._replace(step=counted))
-        state, metrics = run_steps(asm, 3)
-        assert len(traces) == 1
-        assert all(np.all(np.isfinite(v)) for m in metrics for v in m.values())
-        assert int(state["step"]) == 3
-    else:
-        state = loop.initial_state(asm)
+        step = loop.jit_step(asm, experiment.batch(0))
+    state, metrics = go_on(asm, step, loop.initial_state(asm), 0, 3)
+    assert all(np.all(np.isfinite(v)) for m in metrics for v in m.values())
     assert {"step", "params", "key"} <= set(state)
+    assert int(state["step"]) == (3 if step else 0)
     first = loop.to_host(experiment.evaluate(state, experiment.splits[0]))
     again = loop.to_host(experiment.evaluate(state, experiment.splits[0]))
     assert first and first.keys() == again.keys()
@@ -113,16 +113,33 @@ def test_tiny_honours_the_contract(system: str, tmp_path: Path) -> None:
         checkpoint.save(manager, 3, state, asm.values, asm.artifacts)
         manager.wait_until_finished()
         back = checkpoint.restore(manager, 3, asm.abstract)
+    copied = checkpoint.read_artifacts(tmp_path, 3)
+    remade = loop.assemble(tiny(system, mesh=(8, 1), **changes), copied)
+    once_more = loop.to_host(remade.experiment.evaluate(back, experiment.splits[0]))
+    for key, value in first.items():
+        np.testing.assert_array_equal(value, once_more[key], err_msg=key)
+
+    # Resumed = uninterrupted, across a shift of phase, and nothing is traced again.
+    state, later = go_on(asm, step, state, 3, 6)
+    back, resumed = go_on(asm, step, back, 3, 6)
+    assert len(traces) == (step is not None)
+    for one, two in zip(later, resumed, strict=True):
+        for key, value in one.items():
+            np.testing.assert_array_equal(value, two[key], err_msg=key)
     for (path, a), b in zip(
         jax.tree_util.tree_flatten_with_path(state)[0], jax.tree.leaves(back), strict=True
     ):
         same = jax.random.key_data(a) == jax.random.key_data(b) if path[0].key == "key" else a == b
         assert bool(np.all(same)), path
-    copied = checkpoint.read_artifacts(tmp_path, 3)
-    remade = loop.assemble(tiny(system, mesh=(8, 1)), copied)
-    once_more = loop.to_host(remade.experiment.evaluate(back, experiment.splits[0]))
-    for key, value in first.items():
-        np.testing.assert_array_equal(value, once_more[key], err_msg=key)
+
+
+def go_on(asm: loop.Assembly, step: Any, state: Any, start: int, stop: int) -> tuple[Any, list]:
+    """State and metrics after steps [start, stop) of a compiled step; none if it only evaluates."""
+    feed, metrics = sharding.Feed(asm.mesh, asm.experiment.rules), []
+    for t in range(start, stop) if step and asm.experiment.batch else ():
+        state, found = step(state, feed.put(asm.experiment.batch(t), None))
+        metrics.append(loop.to_host(found))
+    return state, metrics
 
 
 @pytest.mark.parametrize("system", CONFIGS)

@@ -75,7 +75,7 @@ def test_start_is_measured_before_any_update(state: Any) -> None:
     np.testing.assert_allclose(found["d1/end/success"], np.mean(per_depth, axis=0))
 
 
-def test_pictures_and_watch(state: Any) -> None:
+def test_pictures_and_watch(state: Any, tmp_path: Path) -> None:
     asm = loop.assemble(tiny("banyan", mesh=(8, 1)))
     experiment = asm.experiment
     record = {"step": 0, "split": "valid", "valid/d1/success": np.array([0.25])}
@@ -92,6 +92,8 @@ def test_pictures_and_watch(state: Any) -> None:
     text = watch(state, "d2 depth1 seed3")
     assert text == watch(state, "d2 depth1 seed3")
     assert text.splitlines()[-1].split(" after ")[0] in ("success", "dead end", "out of time")
+    watch(state, f"d2 depth1 seed3 {tmp_path / 'agent.gif'}")
+    assert getattr(Image.open(tmp_path / "agent.gif"), "n_frames", 1) > 1
     for query in ("", "d3 depth1", "d1 depth9", "first"):
         with pytest.raises(UserError, match="depth"):
             watch(state, query)

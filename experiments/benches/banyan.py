@@ -119,10 +119,8 @@ def xminigrid_stepper(num_envs: int, num_rules: int, num_objects: int) -> Steppe
     return init, step, world.num_actions(params)
 
 
-def gymnax_stepper(num_envs: int, name: str) -> Stepper:
-    import gymnax  # type: ignore[import-not-found]
-
-    world, params = gymnax.make(name)
+def gym_stepper(world: Any, params: Any, num_actions: int, num_envs: int) -> Stepper:
+    """A peer with gymnax's calls: reset and step of one environment that resets itself."""
 
     def init(key: jax.Array) -> Any:
         keys = jax.random.split(key, num_envs)
@@ -135,7 +133,24 @@ def gymnax_stepper(num_envs: int, name: str) -> Stepper:
         )
         return state, reward.sum() + consumed(obs)
 
-    return init, step, world.num_actions
+    return init, step, num_actions
+
+
+def gymnax_stepper(num_envs: int, name: str) -> Stepper:
+    import gymnax  # type: ignore[import-not-found]
+
+    world, params = gymnax.make(name)
+    return gym_stepper(world, params, world.num_actions, num_envs)
+
+
+def craftax_stepper(num_envs: int, name: str) -> Stepper:
+    from craftax.craftax_env import (  # type: ignore[import-not-found]
+        make_craftax_env_from_name,
+    )
+
+    world = make_craftax_env_from_name(name, auto_reset=True)
+    params = world.default_params
+    return gym_stepper(world, params, world.action_space(params).n, num_envs)
 
 
 def navix_stepper(num_envs: int, name: str) -> Stepper:
@@ -151,28 +166,6 @@ def navix_stepper(num_envs: int, name: str) -> Stepper:
         return timestep, timestep.reward.sum() + consumed(timestep.observation)
 
     return init, step, int(world.action_space.n)
-
-
-def craftax_stepper(num_envs: int, name: str) -> Stepper:
-    from craftax.craftax_env import (  # type: ignore[import-not-found]
-        make_craftax_env_from_name,
-    )
-
-    world = make_craftax_env_from_name(name, auto_reset=True)
-    params = world.default_params
-
-    def init(key: jax.Array) -> Any:
-        keys = jax.random.split(key, num_envs)
-        return jax.vmap(world.reset, in_axes=(0, None))(keys, params)[1]
-
-    def step(state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, jax.Array]:
-        keys = jax.random.split(key, num_envs)
-        obs, state, reward, *_ = jax.vmap(world.step, in_axes=(0, 0, 0, None))(
-            keys, state, action, params
-        )
-        return state, reward.sum() + consumed(obs)
-
-    return init, step, world.action_space(params).n
 
 
 def peers() -> list[tuple[str, str, Callable[[int], Stepper], tuple[int, ...], int]]:
