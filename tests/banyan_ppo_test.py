@@ -156,7 +156,8 @@ def test_sequence_equals_step_by_step(memory: str, encoder: str) -> None:
         step_logits, step_value, carry = net.apply(params, *one[:3], one[3] & False, cleared)
         np.testing.assert_allclose(step_logits[0], logits[t], atol=1e-5)
         np.testing.assert_allclose(step_value[0], value[t], atol=1e-5)
-    np.testing.assert_allclose(carry, last, atol=1e-5)
+    if memory != "none":  # without memory the carry is a placeholder that nobody clears
+        np.testing.assert_allclose(carry, last, atol=1e-5)
 
 
 def test_memory_is_used_and_forgotten_at_starts() -> None:
