@@ -247,7 +247,9 @@ def draw_pools(seed: int, config: TaskConfig) -> Pools:
     raw = lay.read_levels(config.levels) if config.levels else []
     levels = [level for level in raw if not lay.usable(level)]
     if raw and not levels:
-        raise ValueError(f"levels={config.levels!r}: none of {len(raw)} levels is usable")
+        raise ValueError(
+            f"levels={config.levels!r}: none of {len(raw)} levels is usable; {lay.usable(raw[0])}"
+        )
     drawer = Drawer(seed, config, rules, levels)
     drafts: list[Draft] = []
     for dist in range(config.num_dists):

@@ -41,7 +41,8 @@ def check_flags(values: flags.FlagValues, words: list[str]) -> None:
     mode = values.mode
     try:
         config = values.config
-    except OSError as error:  # absl keeps a failure to load the file until the first use
+        getattr(config, "to_dict", None)  # a failure to load the file is kept until the first use
+    except OSError as error:
         raise UserError(f"--config: {error}") from error
     if words and mode != "report":
         raise UserError(f"unexpected word {words[0]!r}: options start with --, see --help")

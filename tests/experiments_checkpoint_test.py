@@ -261,7 +261,7 @@ def test_a_failed_save_is_fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return await real(self, directory, *args, **kwargs)
 
     monkeypatch.setattr(ocp.StandardCheckpointHandler, "async_save", failing)
-    with pytest.raises(UserError, match="checkpoint in .* was not saved.*No space left on device"):
+    with pytest.raises(UserError, match=r"checkpoint in .* was not saved.*No space left on device"):
         loop.train(toy.tiny(train__steps=12), tmp_path / "run")
     assert checkpoint.steps(tmp_path / "run") == [0, 4]
     assert checkpoint.read(tmp_path / "run")["step"] == 4
@@ -300,8 +300,8 @@ tests.toy.main()
         env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"},
     )
     assert process.returncode not in (0, -25), process.stderr[-2000:]
-    assert f"error: checkpoint in {workdir}/checkpoints was not saved" in process.stderr
-    assert "Traceback" not in process.stderr, process.stderr[-3000:]
+    last = process.stderr.strip().splitlines()[-1]  # above it: the library's threads
+    assert last.startswith(f"error: checkpoint in {workdir}/checkpoints was not saved"), last
     assert checkpoint.steps(workdir)[-1] == 4
     assert checkpoint.read(workdir)["state"]["params"]["w"].shape == (8, 40000)
     assert not (workdir / "results.json").exists()

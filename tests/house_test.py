@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules of the house: who imports whom, who touches files, and what is found nowhere."""
+
+import ast
+import importlib
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARIES = ("banyan", "rec", "graph", "attention")
+ROOMS = (*LIBRARIES, "experiments")
+ARROWS = {"banyan": {"attention"}, "rec": {"attention"}, "graph": {"attention"}, "attention": set()}
+# Calls that read or write files, as the last name of what is called.
+FILE_CALLS = {
+    "open",
+    "read_text",
+    "read_bytes",
+    "write_text",
+    "write_bytes",
+    "mkdir",
+    "unlink",
+    "rmtree",
+    "glob",
+    "rglob",
+    "iterdir",
+    "savefig",
+    "savez",
+    "loadtxt",
+    "genfromtxt",
+    "fromfile",
+    "tofile",
+    "memmap",
+    "NamedTemporaryFile",
+}
+# Besides `data` modules and modules run as `python -m`: why each may touch files.
+MAY_TOUCH_FILES = {
+    "banyan/layouts.py": "Boxoban level files, named by the config, are read to make tasks",
+    "banyan/gif.py": "writes a picture where its caller says, as any plotting library does",
+}
+
+
+def sources(*rooms: str) -> list[Path]:
+    return sorted(path for room in rooms for path in (ROOT / room).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Modules imported anywhere, also inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def called(node: ast.Call) -> str:
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def is_tool(tree: ast.Module) -> bool:
+    """Whether the module runs something as `python -m`."""
+    return any(isinstance(n, ast.If) and "__main__" in ast.unparse(n.test) for n in tree.body)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_arrows(library: str) -> None:
+    """Libraries import attention or nothing of ours; never experiments, never tests."""
+    forbidden = {*ROOMS, "tests"} - {library} - ARROWS[library]
+    for path in sources(library):
+        for module in imports(ast.parse(path.read_text())):
+            assert module.split(".")[0] not in forbidden, f"{name_of(path)} imports {module}"
+
+
+def test_the_machinery_knows_no_system() -> None:
+    """Only systems, configs and benches import libraries; nothing imports tests; run.py reaches
+    JAX through the loop alone."""
+    for path in sources("experiments"):
+        inside = path.relative_to(ROOT / "experiments").parts
+        found = set(imports(ast.parse(path.read_text())))
+        assert not any(m.split(".")[0] == "tests" for m in found), name_of(path)
+        if len(inside) == 1 and inside[0] not in ("data.py", "transfer.py"):
+            assert not {m.split(".")[0] for m in found} & set(LIBRARIES), name_of(path)
+    for name in ("run", "command_line", "settings", "errors"):
+        tree = ast.parse((ROOT / "experiments" / f"{name}.py").read_text())
+        top = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+        modules = {m.split(".")[0] for n in top for m in imports(ast.Module([n], []))}
+        assert not modules & {"jax", "flax", "orbax", "tensorflow_datasets"}, name
+
+
+def test_libraries_leave_files_alone() -> None:
+    seen = set()
+    for path in sources(*LIBRARIES):
+        tree, name = ast.parse(path.read_text()), name_of(path)
+        calls = {called(n) for n in ast.walk(tree) if isinstance(n, ast.Call)} & FILE_CALLS
+        if not calls or "data" in (path.stem, path.parent.name) or is_tool(tree):
+            continue
+        assert name in MAY_TOUCH_FILES, f"{name} calls {sorted(calls)}"
+        seen.add(name)
+    assert seen == set(MAY_TOUCH_FILES), "an allowance nobody needs"
+
+
+def all_code() -> list[Path]:
+    return sources(*ROOMS, "tests")
+
+
+def test_every_file_is_short_and_licensed() -> None:
+    for path in all_code():
+        lines = path.read_text().splitlines()
+        assert lines[0] == "# SPDX-License-Identifier: Apache-2.0" if lines else True, name_of(path)
+        assert len(lines) < 600, f"{name_of(path)} has {len(lines)} lines"
+    assert len((ROOT / "experiments" / "run.py").read_text().splitlines()) < 150
+    for path in sources(*ROOMS):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                assert length <= 100, f"{name_of(path)}: {node.name} has {length} lines"
+
+
+def test_nothing_swallows_errors_and_nothing_unpickles() -> None:
+    for path in all_code():
+        for node in ast.walk(ast.parse(path.read_text())):
+            where = f"{name_of(path)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.ExceptHandler):
+                caught = ast.unparse(node.type) if node.type else "everything"
+                bare = {"everything", "Exception", "BaseException"}
+                assert not bare & set(re.findall(r"\w+", caught)), where
+            if isinstance(node, ast.Call):
+                assert not (isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec")), (
+                    where
+                )
+                for keyword in node.keywords:
+                    if keyword.arg == "allow_pickle":
+                        assert ast.unparse(keyword.value) == "False", where
+        for module in imports(ast.parse(path.read_text())):
+            assert module.split(".")[0] not in ("pickle", "dill", "cloudpickle", "joblib"), path
+
+
+def tracked() -> list[Path]:
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        return [*all_code(), *ROOT.glob("*.toml"), *ROOT.glob("*.md"), *ROOT.glob("*.txt")]
+    words = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in names.splitlines() if (ROOT / name).is_file()]
+
+
+def test_no_machine_and_no_mirror_is_named() -> None:
+    """Absolute paths of somebody's machine, private package mirrors, other people's homes."""
+    # Written in pieces so that this file does not name them either.
+    mirrors = ["index" + "-url", "arti" + "factory", "dev" + "pi", "py" + "pi-proxy"]
+    mirrors.append("/sim" + "ple/")
+    machine = re.compile(
+        r"(?<![\w./$}])/(?:home|Users|root|work|mnt|tmp/(?:wt|v)|nfs|scratch)/\w+", re.ASCII
+    )
+    for path in tracked():
+        data = path.read_bytes()
+        if b"\0" in data[:4096]:
+            continue  # no text
+        text = data.decode()
+        for word in mirrors:
+            assert word not in text.lower(), f"{path.relative_to(ROOT)}: {word}"
+        found = machine.search(text)
+        assert not found, f"{path.relative_to(ROOT)}: {found and found.group()}"
+
+
+def test_no_leftovers() -> None:
+    """No unfinished work, no stub, in code that ships."""
+    marks = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX|HA" + r"CK)\b")
+    for path in all_code():
+        found = marks.search(path.read_text())
+        assert not found, f"{name_of(path)}: {found and found.group()}"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise) and node.exc is not None:
+                assert "NotImplementedError" not in ast.unparse(node.exc), name_of(path)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_this_checkout_is_what_is_tested(room: str) -> None:
+    file = importlib.import_module(room).__file__
+    assert file is not None and Path(file).resolve().is_relative_to(ROOT)
