@@ -339,3 +339,71 @@ def test_bad_settings_are_named(group: Any, change: dict, named: str) -> None:
     base = PPO if group is PPOConfig else MODEL
     with pytest.raises(ValueError, match=named.replace("(", r"\(")):
         group(**{**base, **change})
+
+
+def test_gradient_is_that_of_the_loss() -> None:
+    """Against finite differences along one direction through every part of the network."""
+    net, config = (
+        network(),
+        PPOConfig(**{**PPO, "clip": 10.0, "value_coef": 2.0, "entropy_coef": 5.0}),
+    )
+    obs, prev_action, prev_reward = random_inputs(5, 4, 6)
+    rng = np.random.default_rng(6)
+    start = jnp.asarray(rng.random((4, 6)) < 0.3)
+    memory = jnp.asarray(rng.normal(size=(6, 6)), jnp.float32)
+    params = net.init(jax.random.key(1), obs, prev_action, prev_reward, start, memory)
+    action = jnp.asarray(rng.integers(0, 8, (4, 6)), jnp.int32)
+    old = jnp.full((4, 6), -2.0)
+    adv, ret = jnp.asarray(rng.normal(size=(2, 4, 6)), jnp.float32)
+    sample = ppo.Sample(obs, prev_action, prev_reward, start, action, old, ret)
+    f = jax.jit(lambda p: ppo.loss(p, net, config, sample, memory, adv, ret)[0])
+    grads = jax.grad(f)(params)
+    for name in ("actor", "critic", "actor_hidden", "critic_hidden", "gru", "encoder0", "embed"):
+        inside = grads["params"][name]
+        norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(inside)))
+        assert norm > 1e-3, name
+        direction = jax.tree.map(jnp.zeros_like, params)
+        direction["params"][name] = jax.tree.map(lambda g, n=norm: g / n, inside)
+        ahead, back = (
+            f(jax.tree.map(lambda p, d, s=s: p + s * 1e-2 * d, params, direction))
+            for s in (1.0, -1.0)
+        )
+        np.testing.assert_allclose((ahead - back) / 2e-2, norm, rtol=2e-2, err_msg=name)
+
+
+def test_update_learns_from_its_own_rollout(tables: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Advantages bootstrap from the state after the rollout, returns add the values, the memory is
+    that of the first step, and the optimizer starts from the parameters that acted."""
+    net, config = network(), PPOConfig(**PPO)
+    agent = ppo.init(jax.random.key(0), net, config, tables)
+    agent = agent._replace(worker=agent.worker._replace(memory=agent.worker.memory + 0.5))
+    agent = agent._replace(worker=agent.worker._replace(start=agent.worker.start & False))
+    given: list[Any] = []
+
+    def optimize(
+        key: Any, net: Any, config: Any, params: Any, opt_state: Any, data: Any, memory: Any
+    ) -> Any:
+        given.append((params, data, memory))
+        return params, opt_state, {}
+
+    monkeypatch.setattr(ppo, "optimize", optimize)
+    key = jax.random.key(7)
+    after, metrics = ppo.update(key, net, config, agent, tables, jnp.bool_(False), 5)
+    ((params, (sample, advantages, returns), memory),) = given
+    worker, want, outcome = ROLLOUT(
+        jax.random.split(key, 3)[1], net, agent.params, agent.worker, tables, 7
+    )
+    np.testing.assert_array_equal(sample.action, want.action)
+    np.testing.assert_array_equal(memory, agent.worker.memory)
+    jax.tree.map(np.testing.assert_array_equal, params, agent.params)
+    last = ppo.apply(net, agent.params, worker)[1]
+    final = ppo.final_values(net, agent.params, want, outcome, 5)
+    term, trunc = outcome.terminated, outcome.truncated
+    expected = numpy_gae(outcome.reward, want.value, last, final, term, trunc, 0.9, 0.8)
+    np.testing.assert_allclose(advantages, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(returns - advantages, sample.value, atol=1e-6)
+    ended = np.asarray(term | trunc)
+    assert ended.sum() > 0 and float(metrics["episodes"]) == ended.sum()
+    rate = np.asarray(outcome.success).sum() / ended.sum()
+    np.testing.assert_allclose(metrics["success"], rate, rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, after.worker.env.grid, worker.env.grid)

@@ -143,7 +143,7 @@ def get_config(arg: str = "base") -> ConfigDict:
             "reset_optimizer": False,
         }
     )
-    config.train = ConfigDict({"steps": 500, "phase_steps": 250, "save_every": 50})
+    config.train = ConfigDict({"steps": 400, "phase_steps": 200, "save_every": 50})
     config.eval.update({"every": 25, "episodes": 1024, "curve_episodes": 128, "greedy": False})
     if arg == "tiny":
         _tiny(config)
