@@ -34,6 +34,12 @@ FILES = {
         f"{_SOURCE}/unfiltered/test/000.txt",
     ),
 }
+ABOUT = {
+    "boxoban": (
+        "Boxoban levels: 10x10 Sokoban rooms, of which the inner 8x8 walls serve as layouts",
+        "Apache License 2.0",
+    )
+}
 
 
 def records(paths: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:

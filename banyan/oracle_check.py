@@ -21,6 +21,7 @@ from banyan.env import reset_to, step_env
 from banyan.rules import Recipes, make_rules, recipes
 from banyan.types import (
     MAX_DEPTH,
+    NUM_ITEMS,
     SLOT_WALL,
     STAY,
     Dist,
@@ -266,6 +267,35 @@ def print_report(report: Report, skipped: Counter[str]) -> bool:
     return bool(report.won.all()) and total > 0
 
 
+def has_shortcut(node: trees.Node, rules: Rules) -> bool:
+    """True if one operation on two leaves, or on one, makes the goal by a recipe off the tree.
+
+    The world counts a success whenever the goal item is created, so such a task needs no plan.
+    """
+    combine = np.asarray(rules.combine).reshape(NUM_ITEMS + 1, NUM_ITEMS + 1)
+    transform = np.asarray(rules.transform)
+    below = trees.leaves(node)
+    own = {child.item for child in node.children}
+    pairs = {frozenset((a, b)) for a in below for b in below if combine[a, b] == node.item}
+    singles = {frozenset((a,)) for a in below if transform[a] == node.item}
+    return bool((pairs | singles) - {frozenset(own)})
+
+
+def print_shortcuts(
+    rng: np.random.Generator, depths: Sequence[int], num_trees: int, topology: str, rules: Rules
+) -> None:
+    """Share of drawn trees with a shortcut, by depth; a tree of depth 1 has no operation."""
+    table = recipes(rules)
+    for depth in depths:
+        drawn = (draw_tree(rng, depth, topology, table) for _ in range(num_trees))
+        count = sum(has_shortcut(node, rules) for node in drawn)
+        print(
+            f"depth {depth}: {count} of {num_trees} {topology} trees "
+            f"({100 * count / num_trees:.1f} %) have a one-operation shortcut",
+            flush=True,
+        )
+
+
 def parse_depths(text: str) -> list[int]:
     """`3` or `1-6` to a list of depths.
 
@@ -313,19 +343,32 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=whole_number(0, 2**63 - 1), default=0)
     add("--topology", choices=TOPOLOGIES, default="random", help="how tree shapes are drawn")
     add("--rules", choices=("global", "per_task"), default="global")
+    add(
+        "--shortcuts",
+        action="store_true",
+        help="plan nothing: count the trees whose goal one operation off the tree makes",
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 if every task was won, 1 if not, 2 for bad arguments or files."""
+    """Exit code: 0 every task won (or shortcuts counted), 1 not, 2 bad arguments or files."""
     parser = _parser()
     args = parser.parse_args(argv)
+    if args.shortcuts and (args.levels or args.rules == "per_task"):
+        parser.error(
+            "--shortcuts looks at trees under --rules=global: layouts do not matter, and under "
+            "--rules=per_task nothing off the tree reacts; leave out --levels and --rules"
+        )
     try:
         levels = layouts.read_levels(args.levels) if args.levels else []
     except (OSError, ValueError) as error:
         parser.error(str(error))
     rng = np.random.Generator(np.random.Philox(key=[args.seed, 0]))
     rules = make_rules(rng)
+    if args.shortcuts:
+        print_shortcuts(rng, args.depths, args.trees, args.topology, rules)
+        return 0
     per_task = args.rules == "per_task"
     table = None if per_task else recipes(rules)
     drawn = draw(rng, args.depths, args.trees, args.topology, table, levels)

@@ -33,7 +33,7 @@ from banyan.types import (
 )
 
 PLAN_SHARE = 0.8  # of max_steps: longest plan a pair may need
-_SHAPE_TRIES = 3_000  # consecutive repeats; a draw takes microseconds
+_SHAPE_TRIES = 2_000  # consecutive repeats; a draw takes microseconds
 _TREE_TRIES = 2_000
 _LAYOUT_TRIES = 2_000
 _FRESH_WALL_TRIES = 20

@@ -59,6 +59,7 @@ class World:
                 elif code > 1 and leaves[code]:
                     self.items[row, col] = leaves[code]
         self.position = divmod(int(np.asarray(self.params.layouts.start)[layout]), SIDE)
+        self.bare = np.where(codes == 1, WALL, EMPTY).astype(np.uint8)
         self.held = EMPTY
         self.t = 0
         self.done = False
@@ -66,9 +67,7 @@ class World:
 
     def snapshot(self) -> Snapshot:
         """The state as arrays and numbers."""
-        grid = np.zeros((SIDE, SIDE), np.uint8)
-        for cell in self.walls:
-            grid[cell] = WALL
+        grid = self.bare.copy()
         for cell, item in self.items.items():
             grid[cell] = item
         return Snapshot(grid, self.position, self.held, self.t, self.done)

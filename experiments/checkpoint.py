@@ -162,6 +162,8 @@ def pack_artifacts(artifacts: Mapping[str, Any]) -> dict[str, np.ndarray]:
     def split(node: Any, path: tuple[str, ...]) -> Any:
         if isinstance(node, Mapping):
             return {str(k): split(v, (*path, str(k))) for k, v in node.items()}
+        if isinstance(node, np.ndarray | jax.Array) and node.size == 0:  # orbax refuses these
+            return {"__empty__": list(node.shape), "dtype": str(node.dtype)}
         if isinstance(node, np.ndarray | jax.Array):
             arrays["/".join(path)] = np.asarray(node)
             return {"__array__": "/".join(path)}
@@ -178,6 +180,8 @@ def unpack_artifacts(packed: Mapping[str, np.ndarray]) -> dict[str, Any]:
         if isinstance(node, dict):
             if set(node) == {"__array__"}:
                 return np.asarray(packed[node["__array__"]])
+            if set(node) == {"__empty__", "dtype"}:
+                return np.zeros(node["__empty__"], node["dtype"])
             return {k: join(v) for k, v in node.items()}
         return node
 

@@ -70,6 +70,12 @@ def assemble(
     if config.train.steps and (experiment.step is None or experiment.batch is None):
         raise UserError(f"config.train.steps={config.train.steps}: {config.system} only evaluates")
     abstract = jax.eval_shape(experiment.init, _key(config))
+    empty = [path for path, leaf in sharding.leaf_paths(abstract).items() if 0 in leaf.shape]
+    if empty:
+        raise UserError(f"{config.system}: empty arrays cannot be saved: {empty}")
+    if config.fsdp:
+        extra = sharding.fsdp_rules(abstract, mesh)
+        experiment = experiment._replace(rules=(*experiment.rules, *extra))
     shards = sharding.shardings(mesh, experiment.rules, abstract, exact=exact)
     abstract = jax.tree.map(
         lambda leaf, shard: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shard),

@@ -334,6 +334,8 @@ def sections(
         out.append(Section("Results", note, results_table(results)))
     else:
         out.append(Section("Results", "No results yet: the run has not reached its end."))
+    for title, data in figures.items():
+        out.append(Section(title, "", None, picture(title, data)))
     found = plots.curves([run.records])
     drawn = plots.arrange(found, list(results.get("metrics", {})))
     pictures = "".join(
@@ -351,8 +353,6 @@ def sections(
     rest = [line for _, lines in drawn[MAX_PLOTS:] for line in lines]
     if rest:
         out.append(Section(f"{len(rest)} more metrics", "", last_table(rest), folded=True))
-    for title, data in figures.items():
-        out.append(Section(title, "", None, picture(title, data)))
     timing = timing_table(run)
     if timing.rows:
         out.append(Section("Time", "", timing, _bar(timing)))

@@ -62,7 +62,9 @@ def train(values: flags.FlagValues) -> None:
     config = values.config
     settings.groups(config)
     name = f"{config.system}-{config.variant}-s{config.seed}"
-    workdir = Path(values.workdir or ROOT / "runs" / name)
+    # Installed from a wheel, ROOT is no place for results: take the folder the user stands in.
+    home = ROOT if (ROOT / "pyproject.toml").is_file() else Path.cwd()
+    workdir = Path(values.workdir or home / "runs" / name)
     start_jax(values)
     from experiments import loop
 

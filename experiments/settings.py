@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 
 from experiments.errors import UserError
 
-TOP = ("system", "variant", "seed", "num_seeds", "mesh", "init_from")
+TOP = ("system", "variant", "seed", "num_seeds", "mesh", "fsdp", "init_from")
 # Keys that do not change what is computed at a given step.
-NOT_HASHED = ("data.root", "mesh", "log", "train.steps", "init_from")
+NOT_HASHED = ("data.root", "mesh", "fsdp", "log", "train.steps", "init_from")
 
 
 def at_least(group: str, low: int | float, **values: int | float) -> None:
@@ -94,7 +94,8 @@ def base_config(system: str, variant: str) -> ConfigDict:
             "variant": variant,
             "seed": 0,
             "num_seeds": 1,
-            "mesh": (-1, 1),
+            "mesh": (-1, 1),  # devices on axes (data, model); -1: all that are left
+            "fsdp": False,  # also split leaves above 4 MiB that no rule names over data
             "init_from": "",
             "data": {"root": ""},
             "train": {"steps": 0, "save_every": 1000},

@@ -11,7 +11,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from worlds import BIASED, Episodes, draw_pairs, generator, mixed_actions, play, tasks
 
 from banyan import trees as tr
 from banyan.env import NUM_ACTIONS, observe, random_policy, reset, reset_to, rollout, step, step_env
@@ -29,6 +28,7 @@ from banyan.types import (
     EnvParams,
     Trees,
 )
+from tests.worlds import BIASED, Episodes, draw_pairs, generator, mixed_actions, play, tasks
 
 HORIZON, STEPS, PER_DEPTH = 70, 75, 200
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from worlds import generator
 
 from banyan import layouts as lay
+from tests.worlds import generator
 
 ROWS = [
     "##########",

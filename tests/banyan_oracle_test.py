@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import worlds
 
 from banyan import layouts, oracle, oracle_check, reference, trees
 from banyan.rules import make_rules, recipes
@@ -26,6 +25,7 @@ from banyan.types import (
     Rules,
     host_leaf,
 )
+from tests import worlds
 
 ROOT = Path(__file__).resolve().parent.parent
 A, B, C, D, P, Q, G, X = 1, 2, 3, 4, 10, 11, 12, 20

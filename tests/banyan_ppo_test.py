@@ -156,7 +156,8 @@ def test_sequence_equals_step_by_step(memory: str, encoder: str) -> None:
         step_logits, step_value, carry = net.apply(params, *one[:3], one[3] & False, cleared)
         np.testing.assert_allclose(step_logits[0], logits[t], atol=1e-5)
         np.testing.assert_allclose(step_value[0], value[t], atol=1e-5)
-    np.testing.assert_allclose(carry, last, atol=1e-5)
+    if memory != "none":  # without memory the carry is a placeholder that nobody clears
+        np.testing.assert_allclose(carry, last, atol=1e-5)
 
 
 def test_memory_is_used_and_forgotten_at_starts() -> None:
@@ -245,13 +246,13 @@ def test_evaluation_is_one_episode_per_env(tables: Any) -> None:
         obs, state = env.reset(keys[i], one)
         assert int(one.trees.depth[state.tree]) == int(depth)
         worker = ppo.Worker(
-            state, obs, jnp.int32(NO_ACTION), jnp.float32(0), jnp.bool_(True), jnp.zeros(0)
+            state, obs, jnp.int32(NO_ACTION), jnp.float32(0), jnp.bool_(True), jnp.zeros(1)
         )
         for _ in range(40):
             action = act(jax.tree.map(lambda x: x[None], worker))[0]
             obs, state, reward, term, trunc, info = step(keys[i], worker.env, action, one)
             worker = ppo.Worker(
-                state, obs, action.astype(jnp.int32), reward, jnp.bool_(False), jnp.zeros(0)
+                state, obs, action.astype(jnp.int32), reward, jnp.bool_(False), jnp.zeros(1)
             )
             success[i // episodes, i % episodes] += bool(info.success)
             if term or trunc:
@@ -280,6 +281,34 @@ def test_nothing_recompiles_when_tasks_change(tables: Any) -> None:
         agent, metrics = update(jax.random.key(seed), agent, now, jnp.bool_(seed == 1))
     assert len(traces) == 1
     assert all(np.isfinite(v) for v in metrics.values())
+
+
+def test_conditions_train_side_by_side(tables: Any) -> None:
+    """Several distributions and horizons under one vmap equal the same updates one by one."""
+    net, config = network(), PPOConfig(**PPO)
+    agent = ppo.init(jax.random.key(0), net, config, tables)
+    few = tables._replace(
+        dist=tables.dist._replace(num_layouts=jnp.int32(1)), max_steps=jnp.int32(3)
+    )
+    both = jax.tree.map(lambda a, b: jnp.stack([a, b]), tables, few)
+    shared = jax.tree.map(lambda _: None, tables)._replace(
+        dist=jax.tree.map(lambda _: 0, tables.dist), max_steps=0
+    )
+    given = both._replace(
+        **{k: getattr(tables, k) for k in tables._fields if k not in ("dist", "max_steps")}
+    )
+    key = jax.random.key(1)
+    step = lambda now: ppo.update(key, net, config, agent, now, jnp.bool_(False), 3)
+    together, metrics = jax.jit(jax.vmap(step, in_axes=(shared,)))(given)
+    alone_step = jax.jit(step)
+    for row, now in enumerate((tables, few)):
+        alone, alone_metrics = alone_step(now)
+        for a, b in zip(
+            jax.tree.leaves(alone.params), jax.tree.leaves(together.params), strict=True
+        ):
+            np.testing.assert_allclose(a, b[row], atol=1e-6)
+        np.testing.assert_allclose(alone_metrics["loss"], metrics["loss"][row], rtol=1e-4)
+    assert float(metrics["episodes"][0]) != float(metrics["episodes"][1])
 
 
 def test_new_phase_starts_fresh_episodes(tables: Any) -> None:

@@ -6,12 +6,12 @@ import inspect
 
 import numpy as np
 import pytest
-from worlds import Episodes, draw_pairs, generator, mixed_actions, play, tasks
 
 from banyan import reference
 from banyan.reference import World
 from banyan.trees import Node, pack
 from banyan.types import DROP, PICKUP, RIGHT, EnvParams
+from tests.worlds import Episodes, draw_pairs, generator, mixed_actions, play, tasks
 
 STEPS, HORIZON, PER_DEPTH = 84, 80, 175
 

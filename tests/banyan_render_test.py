@@ -9,12 +9,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import worlds
 from PIL import Image
 
 from banyan import gif, layouts, oracle, oracle_check, render, trees
 from banyan.rules import make_rules, recipes
 from banyan.types import EMPTY, NUM_ITEMS, SIDE, WALL, EnvParams, State
+from tests import worlds
 
 
 @cache

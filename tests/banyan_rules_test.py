@@ -3,9 +3,9 @@
 
 import numpy as np
 import pytest
-from worlds import generator
 
 from banyan.rules import combine_matrix, make_rules, pool_items, recipes, relabel
+from tests.worlds import generator
 
 
 @pytest.mark.parametrize("density", [(1.0, 1.0), (0.9, 1.0), (0.3, 0.5), (0.01, 0.02), (0.0, 0.0)])

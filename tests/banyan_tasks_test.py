@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from banyan_layouts_test import ROWS, replaced, text_of
 
 from banyan import trees as tr
 from banyan.layouts import num_slots
@@ -19,6 +18,7 @@ from banyan.oracle import plan
 from banyan.rules import pool_items
 from banyan.tasks import TaskConfig, Tasks, from_arrays, make_tasks, to_arrays
 from banyan.types import MAX_LEAVES, Dist
+from tests.banyan_layouts_test import ROWS, replaced, text_of
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from worlds import generator
 
 from banyan import trees as tr
 from banyan.rules import combine_matrix, make_rules, pool_items, recipes
+from tests.worlds import generator
 
 RULES = make_rules(generator(0))
 RECIPES = recipes(RULES)

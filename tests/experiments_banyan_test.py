@@ -1,142 +1,94 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wiring of Banyan with its mathematics replaced by recorders: which tasks, keys, phases and
-names go where. Nothing heavy is compiled."""
+"""The Banyan system: phases, names of S values, summary, pictures, the watch action."""
 
+import io
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from banyan.agents import ppo
 from experiments import loop
-from experiments.systems import banyan
+from experiments.errors import UserError
+from experiments.systems import banyan as system
 from tests.systems import tiny
 
-PHASE, DISTS = 3, 3
-LAYOUTS = (4, 5, 6)  # tell the distributions apart
+
+def test_names_at_the_shifts() -> None:
+    assert [system.split_names(0, i, 10) for i in (0, 1)] == [["untrained/d1"], ["untrained/d2"]]
+    assert system.split_names(10, 0, 10) == ["after1/d1", "d1/end"]
+    assert system.split_names(10, 1, 10) == ["after1/d2", "d2/start"]
+    assert system.split_names(20, 0, 10) == ["after2/d1"]
+    assert system.split_names(20, 1, 10) == ["after2/d2", "d2/end"]
+    assert system.split_names(13, 1, 10) == ["at13/d2"]
+
+
+def test_summary_of_a_run_by_hand() -> None:
+    """Two seeds; S = [[.8, .3], [.6, .9]] and [[1, .5], [1, 1]]."""
+    rows = {0: [[0.1, 0.2], [0.1, 0.1]], 10: [[0.8, 0.3], [1.0, 0.5]], 20: [[0.6, 0.9], [1, 1]]}
+    records = []
+    for step, seeds in rows.items():
+        moment = f"after{step // 10}" if step else "untrained"
+        values = np.array(seeds)
+        record: dict[str, Any] = {"step": step, "split": "test"}
+        record |= {f"{moment}/d{i + 1}/success": values[:, i] for i in range(2)}
+        records.append(record)
+    got = system.summarize(records, 10, 2)
+    np.testing.assert_allclose(got["gap/2"], [0.5, 0.5])
+    np.testing.assert_allclose(got["backward/2/1"], [-0.2, 0.0])
+    np.testing.assert_allclose(got["forgetting/1"], [0.2, 0.0])
+    np.testing.assert_allclose(got["jump_start/2"], [0.1, 0.4])
+    half = system.summarize(records[:2], 10, 2)  # the second phase is not done yet
+    assert set(half) == {"gap/2", "jump_start/2"}
+
+
+def test_milestones_are_the_shifts() -> None:
+    assert loop.assemble(tiny("banyan")).experiment.milestones == (0, 6, 12)
 
 
 @pytest.fixture(scope="module")
-def artifacts() -> dict[str, Any]:
-    return loop.assemble(config()).artifacts
+def state() -> Any:
+    return loop.initial_state(loop.assemble(tiny("banyan", mesh=(8, 1))))
 
 
-def config(**changes: Any) -> Any:
-    changes = {"env__layouts": LAYOUTS, "env__num_dists": DISTS, **changes}
-    changes = {"train__phase_steps": PHASE, "train__steps": PHASE * DISTS, **changes}
-    return tiny("banyan", num_seeds=2, **changes)
+def test_start_is_measured_before_any_update(state: Any) -> None:
+    """At the boundary step, d2/start is the frozen agent on d2, equal to after1/d2."""
+    asm = loop.assemble(tiny("banyan", mesh=(8, 1)))
+    at_shift = {**state, "step": jax.numpy.int32(6)}
+    found = loop.to_host(asm.experiment.evaluate(at_shift, "test"))
+    assert {"d1/end/success", "d2/start/success", "d1/end/success/depth2"} <= set(found)
+    assert found["d2/start/success"] == found["after1/d2/success"]
+    per_depth = [found[f"d1/end/success/depth{k}"] for k in (1, 2)]
+    np.testing.assert_allclose(found["d1/end/success"], np.mean(per_depth, axis=0))
 
 
-def recorder(
-    key: Any, net: Any, config: Any, agent: Any, tables: Any, new_phase: Any, max_steps: int
-) -> Any:
-    """In place of `ppo.update`: passes the agent on and reports what it was given."""
-    word = jax.random.key_data(key)[-1].astype(jnp.uint32)
-    seen = {"low": word % 65536, "high": word // 65536, "new_phase": new_phase}
-    seen |= {"layouts": tables.dist.num_layouts, "max_steps": jnp.int32(max_steps)}
-    return agent, {k: v.astype(jnp.float32) for k, v in seen.items()}
+def test_pictures_and_watch(state: Any, tmp_path: Path) -> None:
+    asm = loop.assemble(tiny("banyan", mesh=(8, 1)))
+    experiment = asm.experiment
+    record = {"step": 0, "split": "valid", "valid/d1/success": np.array([0.25])}
+    test = loop.record_of(0, "test", loop.to_host(experiment.evaluate(state, "test")))
+    assert experiment.figures is not None
+    pictures = experiment.figures([record, test], jax.device_get(state))
+    assert len(pictures) == 4
+    for title, data in pictures.items():
+        image = Image.open(io.BytesIO(data))
+        assert image.format in ("PNG", "GIF") and min(image.size) > 100, title
+    frames = Image.open(io.BytesIO(list(pictures.values())[-1]))
+    assert getattr(frames, "n_frames", 1) > 3
+    watch = experiment.actions["watch"]
+    text = watch(state, "d2 depth1 seed3")
+    assert text == watch(state, "d2 depth1 seed3")
+    assert text.splitlines()[-1].split(" after ")[0] in ("success", "dead end", "out of time")
+    watch(state, f"d2 depth1 seed3 {tmp_path / 'agent.gif'}")
+    assert getattr(Image.open(tmp_path / "agent.gif"), "n_frames", 1) > 1
+    for query in ("", "d3 depth1", "d1 depth9", "first"):
+        with pytest.raises(UserError, match="depth"):
+            watch(state, query)
 
 
-def steps_of(experiment: Any, step: Any, state: Any) -> list[dict[str, np.ndarray]]:
-    found = []
-    for t in range(PHASE * DISTS):
-        state, metrics = step(state, dict(experiment.batch(t)))
-        assert int(state["step"]) == t + 1
-        found.append({k: np.asarray(v) for k, v in metrics.items()})
-    return found
-
-
-def test_phases_tasks_and_keys_of_training(
-    artifacts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Update t trains on distribution t // phase_steps, a phase begins with its first update and
-    no key is used twice, by any step, seed or run."""
-    monkeypatch.setattr(ppo, "update", recorder)
-    keys = []
-    experiment = loop.assemble(config(), artifacts).experiment
-    init, step = jax.jit(experiment.init), jax.jit(experiment.step)
-    for seed in (0, 1):
-        found = steps_of(experiment, step, init(jax.random.key(seed)))
-        for t, seen in enumerate(found):
-            assert np.all(seen["new_phase"] == (t in (PHASE, 2 * PHASE))), t
-            assert np.all(seen["layouts"] == LAYOUTS[t // PHASE]), t
-            assert np.all(seen["max_steps"] == 20)
-            keys += list(zip(seen["low"], seen["high"], strict=True))
-    assert len(keys) == len(set(keys)) == 2 * PHASE * DISTS * 2
-
-
-def test_tasks_within_a_phase_are_the_same_objects(artifacts: dict[str, Any]) -> None:
-    batch = loop.assemble(config(), artifacts).experiment.batch
-    assert batch is not None
-    for t in range(PHASE * DISTS):
-        for name, leaf in batch(t).items():
-            assert leaf is batch(t - t % PHASE)[name]
-
-
-def test_seeds_start_differently(artifacts: dict[str, Any]) -> None:
-    state = jax.jit(loop.assemble(config(), artifacts).experiment.init)(jax.random.key(0))
-    for leaf in (state["params"]["params"]["encoder0"]["kernel"], state["worker"]["env"]["grid"]):
-        assert leaf.shape[0] == 2 and np.any(leaf[0] != leaf[1])
-
-
-def test_evaluation_knows_its_distributions(
-    artifacts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every distribution under its own name, per depth, with the number of episodes and the choice
-    of actions of the config; the same episodes at every step."""
-    calls: list[tuple[int, bool]] = []
-
-    def evaluated(
-        key: Any, net: Any, params: Any, tables: Any, depths: int, episodes: int, greedy: bool
-    ) -> Any:
-        calls.append((episodes, greedy))
-        rows = tables.dist.num_layouts + 0.1 * jnp.arange(depths)
-        word = jax.random.key_data(key)[-1] % 65536
-        return {"success": rows, "dead_end": jnp.full(depths, word.astype(jnp.float32))}
-
-    monkeypatch.setattr(ppo, "evaluate", evaluated)
-    asm = loop.assemble(config(eval__episodes=11, eval__curve_episodes=7), artifacts)
-    state = jax.jit(asm.experiment.init)(jax.random.key(0))
-    valid = loop.to_host(asm.experiment.evaluate(state, "valid"))
-    assert calls == [(7, False)]
-    assert set(valid) == {f"valid/d{i}/{k}" for i in (1, 2, 3) for k in ("success", "dead_end")}
-    for i, layouts in enumerate(LAYOUTS, 1):
-        np.testing.assert_allclose(valid[f"valid/d{i}/success"], [layouts + 0.05] * 2, rtol=1e-6)
-    later = loop.to_host(asm.experiment.evaluate({**state, "step": jnp.int32(2)}, "valid"))
-    for name, value in valid.items():
-        np.testing.assert_array_equal(later[name], value)
-    assert len({float(valid[f"valid/d{i}/dead_end"][0]) for i in (1, 2, 3)}) == 3  # own episodes
-
-    test = loop.to_host(asm.experiment.evaluate({**state, "step": jnp.int32(PHASE)}, "test"))
-    assert calls[-1] == (11, False)
-    for name, layouts in (("after1/d1", 4), ("after1/d3", 6), ("d1/end", 4), ("d2/start", 5)):
-        np.testing.assert_allclose(test[f"{name}/success/depth1"], [layouts] * 2, rtol=1e-6)
-        np.testing.assert_allclose(test[f"{name}/success/depth2"], [layouts + 0.1] * 2, rtol=1e-6)
-
-
-def test_names_of_tests() -> None:
-    names = lambda step: [banyan.test_names(step, i, PHASE, DISTS) for i in range(DISTS)]
-    assert names(0) == [["after0/d1"], ["after0/d2"], ["after0/d3"]]
-    assert names(3) == [["after1/d1", "d1/end"], ["after1/d2", "d2/start"], ["after1/d3"]]
-    assert names(9) == [["after3/d1"], ["after3/d2"], ["after3/d3", "d3/end"]]
-    assert names(4) == [["at4/d1"], ["at4/d2"], ["at4/d3"]]
-    milestones = loop.assemble(config()).experiment.milestones
-    assert milestones == (0, 3, 6, 9)
-
-
-def test_summary_of_a_known_matrix() -> None:
-    """Gaps and forgetting from S[t, i] written by hand; phases not done yet are left out."""
-    matrix = {0: (0.1, 0.2), 1: (0.8, 0.3), 2: (0.5, 0.9)}
-    records = [
-        {"step": PHASE * t, "split": "test"}
-        | {f"after{t}/d{i + 1}/success": np.array([row[i], row[i]]) for i in range(2)}
-        for t, row in matrix.items()
-    ]
-    whole = banyan.summarize(records, PHASE, 2)
-    np.testing.assert_allclose(whole["forgetting/1"], [0.3, 0.3])
-    np.testing.assert_allclose(whole["backward/2/1"], [-0.3, -0.3])
-    np.testing.assert_allclose(whole["gap/2"], [0.5, 0.5])
-    np.testing.assert_allclose(whole["jump_start/2"], [0.1, 0.1], rtol=1e-6)
-    assert "forgetting/1" not in banyan.summarize(records[:2], PHASE, 2)
+def test_too_many_steps_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.steps=13 exceeds"):
+        loop.train(tiny("banyan", train__steps=13), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

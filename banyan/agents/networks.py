@@ -98,7 +98,7 @@ class ActorCritic(nn.Module):
         start: Bool[Array, "T B"],
         memory: Float[Array, "B H"],
     ) -> tuple[Float[Array, "T B A"], Float[Array, "T B"], Float[Array, "B H"]]:
-        """Logits [T, B, 8], values [T, B], memory after the last step [B, H] (H = 0: none)."""
+        """Logits [T, B, 8], values [T, B], memory after the last step [B, H]."""
         config = self.config
         embed = ItemEmbed(config, name="embed")
         grid = obs.grid[..., : self.rows, : self.cols, :]
@@ -138,8 +138,9 @@ def forward(net: ActorCritic, params: Any, *inputs: Any) -> tuple[jax.Array, jax
 
 
 def memory_size(config: ModelConfig) -> int:
-    """Width of the carried memory; 0 without one."""
-    return config.memory_size if config.memory == "gru" else 0
+    """Width of the carried memory; one unused column without one (a checkpoint holds no empty
+    arrays)."""
+    return config.memory_size if config.memory == "gru" else 1
 
 
 def init_memory(config: ModelConfig, batch: int) -> Float[Array, "B H"]:

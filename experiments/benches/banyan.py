@@ -2,8 +2,9 @@
 """Banyan against its peers: random policy, vmap + scan + auto-reset, observation consumed.
 
 Also: the same with other table sizes (speed should not depend on them), and one PPO update of
-`configs/banyan.py:base` against a bare optax loop over the same network, epochs and minibatches
-on a fixed rollout (what is left is the share of acting, the world and the frame).
+`configs/banyan.py:base`, network, epochs and minibatches alike, against a bare loop of the same
+rollout and optax updates, and against the optax updates alone on a fixed rollout; the profile is
+how an update splits into acting and learning.
 """
 
 import importlib
@@ -118,10 +119,8 @@ def xminigrid_stepper(num_envs: int, num_rules: int, num_objects: int) -> Steppe
     return init, step, world.num_actions(params)
 
 
-def gymnax_stepper(num_envs: int, name: str) -> Stepper:
-    import gymnax  # type: ignore[import-not-found]
-
-    world, params = gymnax.make(name)
+def gym_stepper(world: Any, params: Any, num_actions: int, num_envs: int) -> Stepper:
+    """A peer with gymnax's calls: reset and step of one environment that resets itself."""
 
     def init(key: jax.Array) -> Any:
         keys = jax.random.split(key, num_envs)
@@ -134,7 +133,24 @@ def gymnax_stepper(num_envs: int, name: str) -> Stepper:
         )
         return state, reward.sum() + consumed(obs)
 
-    return init, step, world.num_actions
+    return init, step, num_actions
+
+
+def gymnax_stepper(num_envs: int, name: str) -> Stepper:
+    import gymnax  # type: ignore[import-not-found]
+
+    world, params = gymnax.make(name)
+    return gym_stepper(world, params, world.num_actions, num_envs)
+
+
+def craftax_stepper(num_envs: int, name: str) -> Stepper:
+    from craftax.craftax_env import (  # type: ignore[import-not-found]
+        make_craftax_env_from_name,
+    )
+
+    world = make_craftax_env_from_name(name, auto_reset=True)
+    params = world.default_params
+    return gym_stepper(world, params, world.action_space(params).n, num_envs)
 
 
 def navix_stepper(num_envs: int, name: str) -> Stepper:
@@ -150,28 +166,6 @@ def navix_stepper(num_envs: int, name: str) -> Stepper:
         return timestep, timestep.reward.sum() + consumed(timestep.observation)
 
     return init, step, int(world.action_space.n)
-
-
-def craftax_stepper(num_envs: int, name: str) -> Stepper:
-    from craftax.craftax_env import (  # type: ignore[import-not-found]
-        make_craftax_env_from_name,
-    )
-
-    world = make_craftax_env_from_name(name, auto_reset=True)
-    params = world.default_params
-
-    def init(key: jax.Array) -> Any:
-        keys = jax.random.split(key, num_envs)
-        return jax.vmap(world.reset, in_axes=(0, None))(keys, params)[1]
-
-    def step(state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, jax.Array]:
-        keys = jax.random.split(key, num_envs)
-        obs, state, reward, *_ = jax.vmap(world.step, in_axes=(0, 0, 0, None))(
-            keys, state, action, params
-        )
-        return state, reward.sum() + consumed(obs)
-
-    return init, step, world.action_space(params).n
 
 
 def peers() -> list[tuple[str, str, Callable[[int], Stepper], tuple[int, ...], int]]:
@@ -244,9 +238,9 @@ def ppo_cases() -> Iterable[Case]:
     )
     _, sample, outcome = act(jax.random.key(1), agent)
     data = (sample, outcome.reward, outcome.reward)
-    learn = jax.jit(
-        lambda key, params, opt_state: ppo.optimize(
-            key, net, agent_config, params, opt_state, data, agent.worker.memory
+    learn_on = jax.jit(
+        lambda key, params, opt_state, data, memory: ppo.optimize(
+            key, net, agent_config, params, opt_state, data, memory
         )
     )
 
@@ -254,10 +248,25 @@ def ppo_cases() -> Iterable[Case]:
         jax.block_until_ready(act(jax.random.key(repeat), agent))
 
     def bare(repeat: int) -> None:
-        jax.block_until_ready(learn(jax.random.key(repeat), agent.params, agent.opt_state))
+        args = (agent.params, agent.opt_state, data, agent.worker.memory)
+        jax.block_until_ready(learn_on(jax.random.key(repeat), *args))
+
+    loop_state = [agent]
+
+    def bare_loop(repeat: int) -> None:
+        """Acting and learning as two jitted calls: no frame, no bookkeeping."""
+        now = loop_state[0]
+        worker, sample, outcome = act(jax.random.key(repeat), now)
+        rollout = (sample, outcome.reward, outcome.reward)
+        params, opt_state, _ = learn_on(
+            jax.random.key(repeat), now.params, now.opt_state, rollout, now.worker.memory
+        )
+        loop_state[0] = ppo.Agent(params, opt_state, worker)
+        jax.block_until_ready(params)
 
     yield Case("ppo-update-base", agent_config.num_envs, work, full)
     yield Case("ppo-rollout-alone", agent_config.num_envs, work, acting)
+    yield Case("ppo-bare-loop", agent_config.num_envs, work, bare_loop)
     yield Case("ppo-bare-optax", agent_config.num_envs, work, bare)
 
 
@@ -294,5 +303,9 @@ def ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             out[f"{row}@{envs}"] = base / value
     for (row, envs), value in rate.items():
         if row == "ppo-update-base":
-            out[f"{row} / ppo-bare-optax@{envs}"] = value / rate["ppo-bare-optax", envs]
+            for bare in ("ppo-bare-loop", "ppo-bare-optax"):
+                out[f"{row} / {bare}@{envs}"] = value / rate[bare, envs]
+            seconds = {k: 1 / rate[k, envs] for k in (row, "ppo-rollout-alone", "ppo-bare-optax")}
+            out["share of an update: acting"] = seconds["ppo-rollout-alone"] / seconds[row]
+            out["share of an update: learning"] = seconds["ppo-bare-optax"] / seconds[row]
     return out

@@ -17,7 +17,7 @@ from experiments.bench import Case
 from experiments.contract import Experiment
 from experiments.writer import open_writer
 
-STEPS = 400
+STEPS = 3000
 TARGET_S = 1e-3
 
 

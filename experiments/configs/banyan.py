@@ -6,6 +6,8 @@ Paper: Seth, Shah, Jha, Gershman, Kleiman-Weiner, Carvalho 2026, arXiv 2606.0088
 :base   one shift of layouts (5x5, depths 1-2), about five minutes on 2 CPU cores:
         python experiments/run.py --config=experiments/configs/banyan.py
 :tiny   the same wiring in seconds, for tests; learns nothing worth reading.
+        Real layouts instead of generated ones (see experiments/data.py):
+        --config.env.levels=boxoban
 :h200   one H200, depths 1-4 on 6x6, four co-varied distributions (not run here).
 :paper  100M + 100M environment steps, depths 1-6; any axis and size, e.g.
         --config.env.shift=objects, --config.env.objects=100,10000 --config.env.layouts=1
@@ -67,6 +69,15 @@ GROUPS = {
     "eval": BanyanEval,
 }
 VARIANTS = ("base", "tiny", "h200", "paper")
+# What README's tables show of a run, where measured.
+HEADLINE = (
+    "untrained/d1/success",
+    "d1/end/success",
+    "d2/start/success",
+    "gap/2",
+    "d2/end/success",
+    "backward/2/1",
+)
 
 
 def get_config(arg: str = "base") -> ConfigDict:
@@ -83,7 +94,9 @@ def get_config(arg: str = "base") -> ConfigDict:
             "num_walls": 3,
             "rules": "global",
             "combine_density": 0.9,
-            "transform_density": 1.0,
+            # At 1.0 every toggle here is a dead end; on a single layout the agent then learns to
+            # do nothing before it ever meets a success.
+            "transform_density": 0.5,
             "item_pools": "shared",
             "topology_kind": "balanced",
             "p_binary": 0.5,
@@ -130,7 +143,7 @@ def get_config(arg: str = "base") -> ConfigDict:
             "reset_optimizer": False,
         }
     )
-    config.train = ConfigDict({"steps": 500, "phase_steps": 250, "save_every": 50})
+    config.train = ConfigDict({"steps": 400, "phase_steps": 200, "save_every": 50})
     config.eval.update({"every": 25, "episodes": 1024, "curve_episodes": 128, "greedy": False})
     if arg == "tiny":
         _tiny(config)
@@ -158,6 +171,7 @@ def _large(config: ConfigDict) -> None:
             "depths": (1, 6),
             "small_shape": (6, 6),
             "num_walls": 6,
+            "transform_density": 1.0,
             "topology_kind": "random",
             "max_steps": 160,
         }

@@ -5,7 +5,9 @@ State leaves have a leading axis of seeds; environments are the second axis of e
 rollout carries and the one that is sharded. The batch is the phase's task distribution.
 """
 
+import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +22,7 @@ from banyan.agents import ppo
 from banyan.agents.networks import ActorCritic
 from banyan.agents.ppo import Agent, Worker
 from banyan.types import EnvParams, Obs, State
-from experiments import settings
+from experiments import data, settings
 from experiments.contract import Experiment
 from experiments.sharding import leaf_paths
 from experiments.systems import banyan_figures
@@ -35,9 +37,22 @@ EVAL_SEED = 20_260_530  # evaluation episodes are the same at every step of ever
 
 def prepare(config: ConfigDict) -> dict[str, Any]:
     """Task tables and their manifest; the rate of rejected tasks is printed."""
-    made = tasks.make_tasks(config.seed, settings.groups(config)["env"])
+    env_config = settings.groups(config)["env"]
+    levels = find_levels(env_config.levels, config.data.root)
+    made = tasks.make_tasks(config.seed, dataclasses.replace(env_config, levels=levels))
     print(describe(made.manifest))
     return tasks.to_arrays(made)
+
+
+def find_levels(levels: str, root: str) -> str:
+    """config.env.levels as a path or glob: as given, or the name of a dataset or a path below the
+    data root, verified where it is a dataset that is known."""
+    if not levels or Path(levels).is_absolute() or Path(levels).exists():
+        return levels
+    if levels in data.declared():
+        data.fingerprints(levels, root)  # every file there, and with the content it should have
+        return str(data.locate(levels, root))
+    return str(data.root(root) / levels)
 
 
 def describe(manifest: Mapping[str, Any]) -> str:
@@ -166,8 +181,10 @@ def make_evaluate(config: ConfigDict, net: ActorCritic, tables: EnvParams, dists
                 out[f"valid/d{i + 1}/success"] = found["success"].mean(-1)
                 out[f"valid/d{i + 1}/dead_end"] = found["dead_end"].mean(-1)
                 continue
-            for name in test_names(step, i, train.phase_steps, len(dists)):
+            for name in split_names(step, i, train.phase_steps):
                 out[f"{name}/success"] = found["success"].mean(-1)
+                if name.startswith("after"):
+                    continue  # an entry of S[t, i]; the rest stands under start and end
                 out[f"{name}/dead_end"] = found["dead_end"].mean(-1)
                 for column, depth in enumerate(depths):
                     out[f"{name}/success/depth{depth}"] = found["success"][:, column]
@@ -176,18 +193,20 @@ def make_evaluate(config: ConfigDict, net: ActorCritic, tables: EnvParams, dists
     return evaluate
 
 
-def test_names(step: int, index: int, phase_steps: int, num_dists: int) -> list[str]:
+def split_names(step: int, index: int, phase_steps: int) -> list[str]:
     """Names of S values of distribution `index` at an update: at the end of phase t (1-based) all
     distributions are `after<t>/d<i>`; d_t also `d<t>/end` and d_{t+1} `d<t+1>/start`."""
     done, rest = divmod(step, phase_steps)
     if rest:
         return [f"at{step}/d{index + 1}"]
+    if not done:
+        return [f"untrained/d{index + 1}"]
     names = [f"after{done}/d{index + 1}"]
-    if done and index == done - 1:
+    if index == done - 1:
         names.append(f"d{index + 1}/end")
-    if done and index == done:
+    if index == done:
         names.append(f"d{index + 1}/start")
-    return names if done <= num_dists else []
+    return names
 
 
 def success_matrix(records: Any, phase_steps: int, num_dists: int) -> tuple[np.ndarray, np.ndarray]:
@@ -195,7 +214,8 @@ def success_matrix(records: Any, phase_steps: int, num_dists: int) -> tuple[np.n
     rows: dict[int, np.ndarray] = {}
     for record in records:
         done, rest = divmod(record["step"], phase_steps)
-        names = [f"after{done}/d{i + 1}/success" for i in range(num_dists)]
+        moment = f"after{done}" if done else "untrained"
+        names = [f"{moment}/d{i + 1}/success" for i in range(num_dists)]
         if not rest and all(name in record for name in names):
             rows[done] = np.stack([np.atleast_1d(record[name]) for name in names], axis=-1)
     seeds = next(iter(rows.values())).shape[0] if rows else 1

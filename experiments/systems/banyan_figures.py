@@ -20,7 +20,9 @@ from experiments import settings
 from experiments.errors import UserError
 
 Records = Sequence[Mapping[str, Any]]
-QUERY = re.compile(r"d(?P<dist>\d+)\s+depth(?P<depth>\d+)(?:\s+seed(?P<seed>\d+))?")
+QUERY = re.compile(
+    r"d(?P<dist>\d+)\s+depth(?P<depth>\d+)(?:\s+seed(?P<seed>\d+))?(?:\s+(?P<gif>\S+\.gif))?"
+)
 
 
 def png(figure: Figure) -> bytes:
@@ -170,7 +172,8 @@ def make_figures(
 def make_watch(
     config: ConfigDict, net: ActorCritic, made: tasks.Tasks
 ) -> Callable[[Mapping[str, Any], str], str]:
-    """Action `watch`: --query="d2 depth1 seed7" prints an episode of the agent as text."""
+    """Action `watch`: --query="d2 depth1 seed7" prints an episode of the agent as text, and with
+    the name of a file behind it, "d2 depth1 seed7 agent.gif", draws it there too."""
     depths = settings.groups(config)["env"].all_depths
     play = _player(config, net, made)
 
@@ -180,12 +183,15 @@ def make_watch(
         depth = int(found["depth"]) if found else 0
         if not 1 <= dist <= len(made.dists) or depth not in depths:
             raise UserError(
-                f"--query={query!r}: write d<i> depth<k> [seed<n>] with i in 1.."
+                f"--query={query!r}: write d<i> depth<k> [seed<n>] [FILE.gif] with i in 1.."
                 f"{len(made.dists)} and k in {depths[0]}..{depths[-1]}, e.g. "
                 f'--query="d1 depth{depths[0]} seed0"'
             )
         assert found is not None
         states, actions, rewards = play(state, dist - 1, depth, int(found["seed"] or 0))
+        if found["gif"]:
+            frames = render.render_episode(states, made.params, actions, rewards, tile=40)
+            gif.save_gif(found["gif"], frames, fps=5)
         lines = []
         for t in range(len(actions) + 1):
             one = jax.tree.map(lambda leaf, t=t: leaf[t], states)
