@@ -82,7 +82,8 @@ def test_pictures_and_watch(state: Any, tmp_path: Path) -> None:
     assert text == watch(state, "d2 depth1 seed3")
     assert text.splitlines()[-1].split(" after ")[0] in ("success", "dead end", "out of time")
     watch(state, f"d2 depth1 seed3 {tmp_path / 'agent.gif'}")
-    assert getattr(Image.open(tmp_path / "agent.gif"), "n_frames", 1) > 1
+    with Image.open(tmp_path / "agent.gif") as drawn:
+        assert getattr(drawn, "n_frames", 1) > 1
     for query in ("", "d3 depth1", "d1 depth9", "first"):
         with pytest.raises(UserError, match="depth"):
             watch(state, query)

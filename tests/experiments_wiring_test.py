@@ -110,6 +110,7 @@ def test_evaluation_knows_its_distributions(
 
     test = loop.to_host(asm.experiment.evaluate({**state, "step": jnp.int32(PHASE)}, "test"))
     assert calls[-1] == (11, False)
-    for name, layouts in (("after1/d1", 4), ("after1/d3", 6), ("d1/end", 4), ("d2/start", 5)):
+    np.testing.assert_allclose(test["after1/d3/success"], [6.05] * 2, rtol=1e-6)
+    for name, layouts in (("d1/end", 4), ("d2/start", 5)):
         np.testing.assert_allclose(test[f"{name}/success/depth1"], [layouts] * 2, rtol=1e-6)
         np.testing.assert_allclose(test[f"{name}/success/depth2"], [layouts + 0.1] * 2, rtol=1e-6)
