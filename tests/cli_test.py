@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,7 @@ BANYAN = "--config=experiments/configs/banyan.py:tiny"
 TOY = "--config=tests/toy.py"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def installed() -> Iterator[None]:
-    toy.install()
-    yield
-    for room in ("configs", "systems"):
-        sys.modules.pop(f"experiments.{room}.toy", None)
+pytestmark = pytest.mark.usefixtures("installed")
 
 
 @pytest.fixture(scope="module")
