@@ -17,13 +17,13 @@ from experiments import checkpoint, command_line, loop, run
 from tests import toy
 
 ROOT = Path(__file__).resolve().parent.parent
-# ml_collections loads config files that way.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("installed"),
+    # ml_collections loads config files that way.
+    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),
+]
 BANYAN = "--config=experiments/configs/banyan.py:tiny"
 TOY = "--config=tests/toy.py"
-
-
-pytestmark = pytest.mark.usefixtures("installed")
 
 
 @pytest.fixture(scope="module")
