@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 from experiments import checkpoint, loop, sharding
 from experiments.errors import UserError
-from experiments.writer import read_metrics
+from experiments.writer import Writer, read_metrics
 from tests import toy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -362,6 +362,32 @@ def test_metrics_are_read_one_step_late_and_nothing_retraces(
     assert len(traces) == 1
     loop.train(toy.tiny(train__steps=9, train__save_every=100, toy__milestones=()), tmp_path / "r")
     assert len(traces) == 2
+
+
+def test_the_log_is_on_disk_before_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every line through step t is written and flushed before step t is saved."""
+    saved: list[int] = []
+    flushed: list[int] = []  # lines at each flush
+    path = tmp_path / "run" / "metrics.jsonl"
+    flush, save = Writer.flush, checkpoint.save
+
+    def flushing(self: Any) -> None:
+        flush(self)
+        flushed.append(path.read_bytes().count(b"\n"))
+
+    def saving(manager: Any, step: int, *rest: Any) -> None:
+        lines = read_metrics(path)
+        assert {r["step"] for r in lines if r["split"] == "train"} == set(range(1, step + 1))
+        assert flushed[-1] == len(lines)
+        saved.append(step)
+        save(manager, step, *rest)
+
+    monkeypatch.setattr(Writer, "flush", flushing)
+    monkeypatch.setattr(checkpoint, "save", saving)
+    loop.train(toy.tiny(train__steps=10), tmp_path / "run")
+    assert saved == [0, 4, 8, 10]
 
 
 @pytest.mark.parametrize("steps", [3, 17])
