@@ -56,6 +56,7 @@ def train(workdir: Path, seed: int, *options: str) -> dict[str, Any]:
 def leave(name: str, criterion: str, runs: dict[str, list[dict[str, Any]]]) -> None:
     """Writes the result file of a check."""
     env = folder.environment()
+    RESULTS.mkdir(exist_ok=True)
     kept = ("seed", "step", "metrics", "command", "wall_s", "steps_per_s")
     conditions = {}
     for condition, results in runs.items():

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,13 @@ from experiments import checkpoint, command_line, loop, run
 from tests import toy
 
 ROOT = Path(__file__).resolve().parent.parent
-# ml_collections loads config files that way.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("installed"),
+    # ml_collections loads config files that way.
+    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),
+]
 BANYAN = "--config=experiments/configs/banyan.py:tiny"
 TOY = "--config=tests/toy.py"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def installed() -> Iterator[None]:
-    toy.install()
-    yield
-    for room in ("configs", "systems"):
-        sys.modules.pop(f"experiments.{room}.toy", None)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 
 import os
 import socket
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,14 @@ def data_root() -> Path:
     if not root:
         pytest.skip("real data not found: set BANYAN_DATA (see experiments/data.py list)")
     return Path(root)
+
+
+@pytest.fixture(scope="module")
+def installed() -> Iterator[None]:
+    """tests/toy.py is system and config "toy" while a module of tests runs."""
+    from tests import toy
+
+    toy.install()
+    yield
+    for room in ("configs", "systems"):
+        sys.modules.pop(f"experiments.{room}.toy", None)

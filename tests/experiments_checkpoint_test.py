@@ -24,12 +24,7 @@ from tests import toy
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module", autouse=True)
-def installed() -> Iterator[None]:
-    toy.install()
-    yield
-    for room in ("configs", "systems"):
-        sys.modules.pop(f"experiments.{room}.toy", None)
+pytestmark = pytest.mark.usefixtures("installed")
 
 
 @pytest.fixture(scope="module")

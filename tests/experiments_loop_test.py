@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TIMING = ("wall_s", "compile_s", "steps_per_s", "time_s")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def installed() -> Iterator[None]:
-    toy.install()
-    yield
-    for room in ("configs", "systems"):
-        sys.modules.pop(f"experiments.{room}.toy", None)
+pytestmark = pytest.mark.usefixtures("installed")
 
 
 @pytest.fixture(scope="module")

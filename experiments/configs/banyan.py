@@ -5,6 +5,8 @@ Paper: Seth, Shah, Jha, Gershman, Kleiman-Weiner, Carvalho 2026, arXiv 2606.0088
 
 :base   one shift of layouts (5x5, depths 1-2), about five minutes on 2 CPU cores:
         python experiments/run.py --config=experiments/configs/banyan.py
+:small  the same shift with 13k parameters and no memory, about a minute; the finished run kept in
+        experiments/results is one of these.
 :tiny   the same wiring in seconds, for tests; learns nothing worth reading.
         Real layouts instead of generated ones (see experiments/data.py):
         --config.env.levels=boxoban
@@ -68,7 +70,7 @@ GROUPS = {
     "train": BanyanTrain,
     "eval": BanyanEval,
 }
-VARIANTS = ("base", "tiny", "h200", "paper")
+VARIANTS = ("base", "tiny", "small", "h200", "paper")
 # What README's tables show of a run, where measured.
 HEADLINE = (
     "untrained/d1/success",
@@ -147,6 +149,8 @@ def get_config(arg: str = "base") -> ConfigDict:
     config.eval.update({"every": 25, "episodes": 1024, "curve_episodes": 128, "greedy": False})
     if arg == "tiny":
         _tiny(config)
+    if arg == "small":
+        _small(config)
     if arg in ("h200", "paper"):
         _large(config)
     if arg == "h200":
@@ -162,6 +166,15 @@ def _tiny(config: ConfigDict) -> None:
     config.agent.update({"num_envs": 16, "num_steps": 8, "minibatches": 2})
     config.train.update({"steps": 12, "phase_steps": 6, "save_every": 4})
     config.eval.update({"every": 3, "episodes": 16, "curve_episodes": 8})
+
+
+def _small(config: ConfigDict) -> None:
+    config.env.layouts = (16, 64)
+    config.model.update({"memory": "none", "embed": 8, "hidden": 40, "head": 16})
+    config.agent.update({"num_envs": 128, "epochs": 3})
+    config.train.update({"save_every": 200})
+    config.eval.update({"every": 50, "episodes": 256})
+    config.log.update({"every": 20})
 
 
 def _large(config: ConfigDict) -> None:
