@@ -197,22 +197,25 @@ def _stored_tree(directory: Path) -> Tree:
         raise UserError(f"checkpoint {directory} is damaged or incomplete: {error}") from error
 
 
-def _raw_shape(leaf: Any) -> tuple[int, ...]:
-    """Shape as stored: typed keys are stored as their uint32 words."""
+def _raw(leaf: Any) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype as stored: typed keys are stored as their uint32 words."""
     if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.eval_shape(jax.random.key_data, leaf).shape
-    return tuple(np.shape(leaf)) if not hasattr(leaf, "shape") else tuple(leaf.shape)
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    leaf = leaf if hasattr(leaf, "shape") else np.asarray(leaf)
+    return tuple(leaf.shape), str(leaf.dtype)
 
 
 def differences(stored: Tree, wanted: Tree) -> list[str]:
-    """One line per missing, unknown or mis-shaped leaf of `stored` against `wanted`."""
+    """One line per missing, unknown or differing leaf of `stored` against `wanted`."""
     have, want = leaf_paths(stored), leaf_paths(wanted)
     lines = [f"missing in the checkpoint: {p}" for p in sorted(want.keys() - have.keys())]
     lines += [f"not in this run: {p}" for p in sorted(have.keys() - want.keys())]
     for path in sorted(want.keys() & have.keys()):
-        old, new = _raw_shape(have[path]), _raw_shape(want[path])
-        if old != new:
-            lines.append(f"shape of {path}: checkpoint {old}, this run {new}")
+        for kind, old, new in zip(
+            ("shape", "dtype"), _raw(have[path]), _raw(want[path]), strict=True
+        ):
+            if old != new:
+                lines.append(f"{kind} of {path}: checkpoint {old}, this run {new}")
     return lines
 
 

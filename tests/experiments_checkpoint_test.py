@@ -98,10 +98,12 @@ def test_artifacts_round_trip() -> None:
 def test_differences_name_every_leaf() -> None:
     stored = {"params": {"a": np.zeros((2, 3)), "old": np.zeros(1)}, "key": np.zeros(2, np.uint32)}
     wanted = {"params": {"a": np.zeros((3, 2)), "new": np.zeros(1)}, "key": jax.random.key(0)}
+    stored["step"], wanted["step"] = np.int32(1), np.float32(1)
     assert checkpoint.differences(stored, wanted) == [
         "missing in the checkpoint: params/new",
         "not in this run: params/old",
         "shape of params/a: checkpoint (2, 3), this run (3, 2)",
+        "dtype of step: checkpoint int32, this run float32",
     ]
 
 
