@@ -387,6 +387,13 @@ def test_update_learns_from_its_own_rollout(tables: Any, monkeypatch: pytest.Mon
         given.append((params, data, memory))
         return params, opt_state, {}
 
+    def rollout(*args: Any) -> Any:
+        worker, sample, outcome = act(*args)
+        ended = outcome.terminated | outcome.truncated
+        return worker, sample, outcome._replace(success=ended, dead_end=ended & False)
+
+    act = ppo.rollout
+    monkeypatch.setattr(ppo, "rollout", rollout)
     monkeypatch.setattr(ppo, "optimize", optimize)
     key = jax.random.key(7)
     after, metrics = ppo.update(key, net, config, agent, tables, jnp.bool_(False), 5)
@@ -405,6 +412,6 @@ def test_update_learns_from_its_own_rollout(tables: Any, monkeypatch: pytest.Mon
     np.testing.assert_allclose(returns - advantages, sample.value, atol=1e-6)
     ended = np.asarray(term | trunc)
     assert ended.sum() > 0 and float(metrics["episodes"]) == ended.sum()
-    rate = np.asarray(outcome.success).sum() / ended.sum()
-    np.testing.assert_allclose(metrics["success"], rate, rtol=1e-6)
+    assert float(metrics["success"]) == 1.0  # of the episodes that ended, not of all steps
+    assert float(metrics["dead_end"]) == 0.0
     jax.tree.map(np.testing.assert_array_equal, after.worker.env.grid, worker.env.grid)
