@@ -139,7 +139,10 @@ def test_misuse(words: list[str], parts: list[str], call: Any, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["--config=experiments/configs/banyan.py:huge"], ["'huge'", "base, tiny, h200, paper"]),
+        (
+            ["--config=experiments/configs/banyan.py:huge"],
+            ["'huge'", "choose one of base, tiny,", "paper"],
+        ),
         (["--config=experiments/configs/bamyan.py"], ["bamyan.py"]),
         (["--config.seed=1", BANYAN], ["config"]),
         ([], ["--config="]),
