@@ -135,7 +135,9 @@ def commit() -> str:
         return run.stdout.strip()
 
     head = git("rev-parse", "--short=12", "HEAD")
-    return (head + ("+dirty" if git("status", "--porcelain") else "")) if head else "unknown"
+    # Results are what runs leave, not what they are made from.
+    changed = git("status", "--porcelain", "--", ".", ":!experiments/results")
+    return (head + ("+dirty" if changed else "")) if head else "unknown"
 
 
 def command() -> str:

@@ -463,7 +463,7 @@ def _finish(session: Session, state: State, rate: float) -> dict[str, Any]:
     for split in asm.experiment.splits:
         session.evaluate(best, state, split)
     session.writer.flush()
-    env = folder.environment()
+    env = folder.read_json(session.workdir / "env.json")  # as it was when this process began
     results = results_of(asm, tests_of(asm.experiment, session.records, best), env) | {
         "wall_s": round(session.timer.wall(), 2),
         "compile_s": round(session.timer.spent["compile"], 2),

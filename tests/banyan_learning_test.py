@@ -8,6 +8,7 @@ commit; criteria are those of the specification of the world, fixed before the r
 
 import datetime
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,15 +51,15 @@ def train(workdir: Path, seed: int, *options: str) -> dict[str, Any]:
     )
     assert run.returncode == 0, run.stderr[-3000:]
     results = json.loads((workdir / "results.json").read_text())
-    return {**results, "command": "python " + " ".join(words)}
+    versions = json.loads((workdir / "env.json").read_text())["versions"]
+    return {**results, "versions": versions, "command": "python " + " ".join(words)}
 
 
 def leave(name: str, criterion: str, runs: dict[str, list[dict[str, Any]]]) -> None:
     """Writes the result file of a check."""
-    env = folder.environment()
     RESULTS.mkdir(exist_ok=True)
     kept = ("seed", "step", "metrics", "command", "wall_s", "steps_per_s")
-    conditions = {}
+    conditions, first = {}, next(iter(runs.values()))[0]
     for condition, results in runs.items():
         names = sorted(results[0]["metrics"])
         values = {n: [r["metrics"][n] for r in results] for n in names}
@@ -73,9 +74,9 @@ def leave(name: str, criterion: str, runs: dict[str, list[dict[str, Any]]]) -> N
             "check": name,
             "criterion": criterion,
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "commit": env["commit"],
-            "device": f"{folder.device_name(env)} ({env['cpus']} cores)",
-            "versions": env["versions"],
+            "commit": first["commit"],
+            "device": f"{first['device']} ({os.cpu_count()} cores)",
+            "versions": first["versions"],
             "conditions": conditions,
         },
     )
