@@ -3,7 +3,7 @@
 
 Paper: Seth, Shah, Jha, Gershman, Kleiman-Weiner, Carvalho 2026, arXiv 2606.00880.
 
-:base   one shift of layouts (5x5, depths 1-2), about five minutes on 2 CPU cores:
+:base   one shift of layouts (5x5, depths 1-2), five to ten minutes on 2 CPU cores:
         python experiments/run.py --config=experiments/configs/banyan.py
 :small  the same shift with 13k parameters and no memory, about a minute; the finished run kept in
         experiments/results is one of these.
