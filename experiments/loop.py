@@ -103,7 +103,10 @@ def _sync(name: str) -> None:
 
 def to_host(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Device metrics as floats, or float arrays [num_seeds]; replicated on every process."""
-    fetched = {k: np.asarray(v, np.float64) for k, v in jax.device_get(dict(metrics)).items()}
+    for value in metrics.values():
+        if isinstance(value, jax.Array):
+            value.copy_to_host_async()  # all at once, then wait for each
+    fetched = {k: np.asarray(v).astype(np.float64) for k, v in metrics.items()}
     return {k: float(v) if v.ndim == 0 else v for k, v in fetched.items()}
 
 

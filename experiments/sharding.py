@@ -116,10 +116,14 @@ class Feed:
     def __init__(self, mesh: Mesh, rules: Rules) -> None:
         self._mesh, self._rules = mesh, rules
         self._sent: dict[str, tuple[np.ndarray, jax.Array]] = {}
+        self._known: dict[tuple[str, tuple[int, ...]], NamedSharding] = {}
 
     def sharding(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
-        leaf = jax.ShapeDtypeStruct(shape, np.float32)
-        return shardings(self._mesh, self._rules, {name: leaf}, "batch/")[name]
+        if (name, shape) not in self._known:  # matching the rules costs more than a small copy
+            leaf = jax.ShapeDtypeStruct(shape, np.float32)
+            found = shardings(self._mesh, self._rules, {name: leaf}, "batch/")[name]
+            self._known[name, shape] = found
+        return self._known[name, shape]
 
     def _split(self, name: str) -> bool:
         spec = match(self._rules, f"batch/{name}", PartitionSpec("data"))
