@@ -283,7 +283,10 @@ def terminal_keys(descriptor: int) -> Iterator[str]:
         if text in ("\x1b[", "\x1bO"):
             continue  # an arrow's sequence came in two pieces
         rest = b""
-        yield from parse_keys(text)
+        for key in parse_keys(text):
+            if key == "\x03":
+                raise KeyboardInterrupt
+            yield key
 
 
 @contextmanager
@@ -295,6 +298,10 @@ def raw_terminal(descriptor: int) -> Iterator[None]:
     saved = termios.tcgetattr(descriptor)
     try:
         tty.setcbreak(descriptor)
+        # Ctrl-C as a key: a signal in the middle of a JAX call can get lost in its callbacks.
+        attributes = termios.tcgetattr(descriptor)
+        attributes[6][termios.VINTR] = bytes([os.fpathconf(descriptor, "PC_VDISABLE")])
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, attributes)
         print("\x1b[?1049h\x1b[?25l", end="", flush=True)
         yield
     finally:
