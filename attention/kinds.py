@@ -289,7 +289,7 @@ def _chunked(
     mask: Mapping[str, Any],
 ) -> jax.Array:
     """A v in blocks of CHUNK queries, each recomputed in the backward pass."""
-    V, B, T, H, D = q.shape
+    _, B, T, H, _ = q.shape
     S = k.shape[2]
     q, k = _unit(q, k, kind)
     lengths = masks.row_lengths(T, S, **mask)

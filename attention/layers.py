@@ -122,7 +122,8 @@ def rope(x: jax.Array, positions: jax.Array, frequencies: np.ndarray | jax.Array
     half = x.shape[-1] // 2
     if x.shape[-1] % 2 or frequencies.shape != (half,):
         raise ValueError(f"frequencies of shape {frequencies.shape}: x has D={x.shape[-1]}")
-    angle = positions.astype(jnp.float32)[..., None, None] * jnp.asarray(frequencies)[None, None]
+    frequencies = jnp.asarray(frequencies).reshape(1, 1, 1, half)
+    angle = positions.astype(jnp.float32)[:, :, None, None] * frequencies
     angle = angle.reshape((1,) * (x.ndim - 4) + angle.shape)  # [..., B, T, 1, D / 2]
     wide = _wide(x)
     cos, sin = jnp.cos(angle).astype(wide.dtype), jnp.sin(angle).astype(wide.dtype)
