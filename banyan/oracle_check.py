@@ -7,8 +7,10 @@ free cells than leaves + 2). A plan that is missing, too short, too long or dead
 """
 
 import argparse
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -281,19 +283,21 @@ def has_shortcut(node: trees.Node, rules: Rules) -> bool:
     return bool((pairs | singles) - {frozenset(own)})
 
 
-def print_shortcuts(
+def count_shortcuts(
     rng: np.random.Generator, depths: Sequence[int], num_trees: int, topology: str, rules: Rules
-) -> None:
-    """Share of drawn trees with a shortcut, by depth; a tree of depth 1 has no operation."""
-    table = recipes(rules)
+) -> dict[int, int]:
+    """Prints and returns how many of the drawn trees have a shortcut, by depth; a tree of depth 1
+    has no operation."""
+    table, found = recipes(rules), {}
     for depth in depths:
         drawn = (draw_tree(rng, depth, topology, table) for _ in range(num_trees))
-        count = sum(has_shortcut(node, rules) for node in drawn)
+        found[depth] = count = sum(has_shortcut(node, rules) for node in drawn)
         print(
             f"depth {depth}: {count} of {num_trees} {topology} trees "
             f"({100 * count / num_trees:.1f} %) have a one-operation shortcut",
             flush=True,
         )
+    return found
 
 
 def parse_depths(text: str) -> list[int]:
@@ -348,6 +352,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="plan nothing: count the trees whose goal one operation off the tree makes",
     )
+    parser.add_argument("--json", type=Path, help="write the counts of --shortcuts here too")
     return parser
 
 
@@ -360,6 +365,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--shortcuts looks at trees under --rules=global: layouts do not matter, and under "
             "--rules=per_task nothing off the tree reacts; leave out --levels and --rules"
         )
+    if args.json and not args.shortcuts:
+        parser.error("--json goes with --shortcuts")
+    if args.json and not args.json.parent.is_dir():
+        parser.error(f"--json={args.json}: no folder {args.json.parent}")
     try:
         levels = layouts.read_levels(args.levels) if args.levels else []
     except (OSError, ValueError) as error:
@@ -367,7 +376,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     rng = np.random.Generator(np.random.Philox(key=[args.seed, 0]))
     rules = make_rules(rng)
     if args.shortcuts:
-        print_shortcuts(rng, args.depths, args.trees, args.topology, rules)
+        counts = count_shortcuts(rng, args.depths, args.trees, args.topology, rules)
+        if args.json:
+            given = {"topology": args.topology, "trees": args.trees, "seed": args.seed}
+            text = json.dumps({"shortcuts": counts, **given}, indent=1)
+            args.json.write_text(text + "\n")
         return 0
     per_task = args.rules == "per_task"
     table = None if per_task else recipes(rules)

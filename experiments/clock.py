@@ -41,4 +41,4 @@ class Timer:
         return self.before + time.perf_counter() - self.began
 
     def line(self) -> dict[str, float]:
-        return {"wall": round(self.wall(), 4), **{k: round(v, 4) for k, v in self.spent.items()}}
+        return {"wall": self.wall(), **self.spent}

@@ -40,6 +40,8 @@ class Experiment(NamedTuple):
     (seed, step). A leaf that is the same object as last step's is not transferred again."""
     splits: tuple[str, ...] = ("test",)
     """Evaluated at every milestone and at the end; their keys make up results.json."""
+    selectable: tuple[str, ...] = ()
+    """Metrics of evaluate(state, "valid") that config.eval.select may name."""
     milestones: tuple[int, ...] = ()
     """Steps that are always evaluated, saved and kept."""
     summary: Callable[[Records], dict[str, Any]] | None = None

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from experiments import checkpoint, folder, report, settings, sharding
+from experiments import checkpoint, folder, report, schedule, settings, sharding
 from experiments.clock import Timer, stop_signal
 from experiments.contract import Experiment, State
 from experiments.errors import UserError
@@ -69,6 +70,7 @@ def assemble(
         raise UserError(str(error)) from error
     if config.train.steps and (experiment.step is None or experiment.batch is None):
         raise UserError(f"config.train.steps={config.train.steps}: {config.system} only evaluates")
+    _check_select(config, experiment)
     abstract = jax.eval_shape(experiment.init, _key(config))
     empty = [path for path, leaf in sharding.leaf_paths(abstract).items() if 0 in leaf.shape]
     if empty:
@@ -84,6 +86,15 @@ def assemble(
     )
     values = settings.to_json(config)
     return Assembly(config, values, experiment, dict(artifacts), mesh, abstract, shards)
+
+
+def _check_select(config: ConfigDict, experiment: Experiment) -> None:
+    name, known = config.eval.select[0], experiment.selectable
+    if name and name not in known:
+        raise UserError(
+            f"config.eval.select: {name!r} is nothing {config.system} selects by; "
+            + (f"there are: {', '.join(known)}" if known else "leave the name empty")
+        )
 
 
 def _key(config: ConfigDict) -> jax.Array:
@@ -103,9 +114,10 @@ def _sync(name: str) -> None:
 
 def to_host(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Device metrics as floats, or float arrays [num_seeds]; replicated on every process."""
-    for value in metrics.values():
-        if isinstance(value, jax.Array):
-            value.copy_to_host_async()  # all at once, then wait for each
+    if jax.default_backend() != "cpu":  # there it would only cost
+        for value in metrics.values():
+            if isinstance(value, jax.Array):
+                value.copy_to_host_async()  # all at once, then wait for each
     fetched = {k: np.asarray(v).astype(np.float64) for k, v in metrics.items()}
     return {k: float(v) if v.ndim == 0 else v for k, v in fetched.items()}
 
@@ -215,6 +227,7 @@ class Session:
 
     def __init__(self, asm: Assembly, workdir: Path, writer: Writer, timer: Timer) -> None:
         self.asm, self.workdir, self.writer, self.timer = asm, workdir, writer, timer
+        self.schedule = schedule.of(asm.config, asm.experiment.milestones)
         self.manager = checkpoint.open_manager(
             workdir, milestones=asm.experiment.milestones, best=self.best_of
         )
@@ -230,18 +243,12 @@ class Session:
         self.writer.write(step, split, metrics, self.timer.line())
         self.records.append(record_of(step, split, metrics))
 
-    def evaluate_due(self, step: int, state: State) -> bool:
-        """Evaluates what is due at a step; says whether anything was."""
-        config, experiment = self.asm.config, self.asm.experiment
-        last = step == config.train.steps
-        due = config.train.steps > 0 and (step % config.eval.every == 0 or last)
-        if due:
+    def evaluate_due(self, step: int, state: State) -> None:
+        if self.schedule.validates(step):
             self.evaluate(step, state, VALID)
-        final = last and not config.eval.select[0]
-        if step in experiment.milestones or final:
-            for split in experiment.splits:
+        if self.schedule.tests(step):
+            for split in self.asm.experiment.splits:
                 self.evaluate(step, state, split)
-        return due
 
     def save(self, step: int, state: State) -> None:
         with self.timer.of("checkpoint"):
@@ -262,29 +269,11 @@ class Session:
         best = self.best_of(self.manager.all_steps())
         return self.asm.config.train.steps if best is None else best
 
-    def check_select(self) -> None:
-        """Raises UserError after the first evaluation if config.eval.select names no metric."""
-        name = self.asm.config.eval.select[0]
-        known = sorted({k for r in self.records if r["split"] == VALID for k in r})
-        if name and name not in known:
-            found = ", ".join(k for k in known if k not in ("step", "split"))
-            raise UserError(f"config.eval.select: {name!r} is not evaluated; there are: {found}")
-
 
 def _non_finite(step: int, metrics: Mapping[str, Any]) -> list[str]:
     """ "loss at step 7" for every loss that is not finite."""
     odd = [k for k, v in metrics.items() if k.endswith("loss") and not np.all(np.isfinite(v))]
     return [f"{k} at step {step}" for k in sorted(odd)]
-
-
-def _steps_due(session: Session, step: int, evaluated: bool) -> bool:
-    config, experiment = session.asm.config, session.asm.experiment
-    return (
-        step % config.train.save_every == 0
-        or step in experiment.milestones
-        or step == config.train.steps
-        or (evaluated and bool(config.eval.select[0]))
-    )
 
 
 def jit_step(asm: Assembly, batch: Mapping[str, Any]) -> Any:
@@ -303,8 +292,7 @@ def run_steps(
 ) -> tuple[State, float]:
     """Trains from `start` to the end; returns the state and steps/s (0 if not measurable)."""
     asm, timer, writer = session.asm, session.timer, session.writer
-    config, experiment = asm.config, asm.experiment
-    total, every = config.train.steps, config.log.every
+    due, total = session.schedule, session.schedule.total
     pending: tuple[int, Any] | None = None
     measured = 0
 
@@ -314,8 +302,7 @@ def run_steps(
             return []
         metrics = to_host(entry[1])
         bad = _non_finite(entry[0], metrics)
-        # Never "at the end too": a longer run must log the same.
-        if entry[0] % every == 0 or bad:
+        if due.logs(entry[0]) or bad:
             writer.write(entry[0], "train", metrics, timer.line())
             session.records.append(record_of(entry[0], "train", metrics))
         return bad
@@ -329,8 +316,9 @@ def run_steps(
             with timer.of("compile" if first else "step"):
                 if first:
                     step_fn = jit_step(asm, batch)
-                    writer.text(f"compiling the step of {config.system} ...")
-                with jax.transfer_guard("disallow"):
+                    writer.text(f"compiling the step of {asm.config.system} ...")
+                # A host array among the arguments would be one in every step: ask once.
+                with jax.transfer_guard("disallow") if first else nullcontext():
                     state, metrics = step_fn(state, batch)
                 if first:
                     jax.block_until_ready(metrics)
@@ -345,8 +333,7 @@ def run_steps(
                 if jax.process_count() > 1
                 else bool(signals)
             )
-            busy = step % config.eval.every == 0 or step in experiment.milestones or step == total
-            if bad or stop or busy or step % config.train.save_every == 0:
+            if bad or stop or due.settles(step):
                 with timer.of("step"):
                     bad += settle(pending)
                 pending = None
@@ -354,8 +341,8 @@ def run_steps(
                 session.save(step, state)
                 checkpoint.wait(session.manager)
                 raise UserError(stopped_on(bad, step, session.workdir))
-            evaluated = session.evaluate_due(step, state) if busy else False
-            if stop or _steps_due(session, step, evaluated):
+            session.evaluate_due(step, state)
+            if stop or due.saves(step):
                 session.save(step, state)
             if stop and step < total:
                 checkpoint.wait(session.manager)
@@ -435,9 +422,8 @@ def train(
                 with timer.of("compile"):
                     state = initial_state(asm, donor)
                     jax.block_until_ready(state)
-                if session.evaluate_due(0, state):
-                    session.check_select()
-                if 0 in asm.experiment.milestones or config.train.steps == 0:
+                session.evaluate_due(0, state)
+                if session.schedule.saves(0):
                     session.save(0, state)
             rate = 0.0
             if start < config.train.steps:

@@ -31,12 +31,14 @@ from experiments.writer import short  # noqa: E402
 
 RESULTS = ROOT / "experiments" / "results"
 README = ROOT / "README.md"
-KINDS = {"results": "metrics", "checks": "check", "benches": "bench"}  # kind -> key that tells it
+# kind -> key that tells it
+KINDS = {"results": "metrics", "checks": "check", "benches": "bench", "shortcuts": "shortcuts"}
 BLOCKS = tuple(KINDS)
 COMMAND = {
     "results": "python experiments/run.py --config=experiments/configs/SYSTEM.py:VARIANT",
     "checks": "pytest -m slow",
     "benches": "python experiments/bench.py NAME --json=experiments/results/FILE.json",
+    "shortcuts": "python -m banyan.oracle --shortcuts --json=experiments/results/FILE.json",
 }
 Found = dict[str, dict[str, dict[str, Any]]]
 """kind -> {path under the folder: content}, sorted by path."""
@@ -58,7 +60,7 @@ def read(results: Path = RESULTS) -> Found:
             raise UserError(f"{path} is damaged: {error}") from error
         kinds = [kind for kind, key in KINDS.items() if key in content]
         if len(kinds) != 1:
-            raise UserError(f"{path}: no result of a run, of a bench or of a slow test")
+            raise UserError(f"{path}: no result of a run, a bench, a slow test or a count")
         if kinds == ["results"]:
             other = hashes.setdefault(content["config_hash"], name)
             if other != name:
@@ -178,13 +180,30 @@ def bench_text(bench: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def shortcuts_table(counts: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Share of trees with a shortcut, by kind of tree and depth."""
+    depths = sorted({depth for count in counts.values() for depth in count["shortcuts"]})
+    rows = []
+    for count in counts.values():
+        shares = [
+            Cell(f"{count['shortcuts'][depth] / count['trees']:.1%}")
+            if depth in count["shortcuts"]
+            else Cell("not measured")
+            for depth in depths
+        ]
+        rows.append([Cell(count["topology"]), Cell(f"{count['trees']:,}"), *shares])
+    return Table(("topology", "trees per depth", *(f"depth {depth}" for depth in depths)), rows)
+
+
 def blocks(found: Found) -> dict[str, str]:
     """Text of every block of README."""
     runs, checks = runs_table(found["results"]), checks_table(found["checks"])
+    shortcuts = shortcuts_table(found["shortcuts"])
     texts = {
         "results": markdown_table(runs) if runs.rows else "",
         "checks": markdown_table(checks) if checks.rows else "",
         "benches": "\n".join(bench_text(bench) for bench in found["benches"].values()),
+        "shortcuts": markdown_table(shortcuts) if shortcuts.rows else "",
     }
     return {kind: text or f"Not measured yet: `{COMMAND[kind]}`\n" for kind, text in texts.items()}
 

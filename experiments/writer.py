@@ -76,7 +76,7 @@ def encode(step: int, split: str, metrics: Mapping[str, Any], time: Mapping[str,
     if per_seed:
         record["per_seed"] = per_seed
     if time:
-        record["time"] = {k: _finite(round(float(v), 6)) for k, v in time.items()}
+        record["time"] = {k: _finite(round(float(v), 4)) for k, v in time.items()}
     return json.dumps(record, allow_nan=False) + "\n"
 
 

@@ -2,7 +2,9 @@
 """One-operation shortcuts: the count against every single operation executed in the world."""
 
 import itertools
+import json
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -95,11 +97,14 @@ def test_what_counts() -> None:
     assert EMPTY == 0  # "no reaction" is never a goal
 
 
-def test_command_prints_shares(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--shortcuts", "--trees=200", "--depths=5-6", "--topology=balanced"]) == 0
+def test_command_prints_shares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--shortcuts", "--trees=200", "--depths=5-6", "--topology=balanced"]
+    assert main([*words, f"--json={tmp_path}/counts.json"]) == 0
     shares = [float(x) for x in re.findall(r"\(([\d.]+) %\)", capsys.readouterr().out)]
     # 16 leaves have 120 pairs: 1 - exp(-(120 * .9 + 16) / 80) = 79 %; 32 leaves: 99.7 %.
     assert len(shares) == 2 and 65 < shares[0] < 90 and shares[1] > 97
+    written = json.loads((tmp_path / "counts.json").read_text())
+    assert [100 * n / written["trees"] for n in written["shortcuts"].values()] == shares
 
 
 def test_command_refuses_what_it_would_ignore(capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,3 +113,6 @@ def test_command_refuses_what_it_would_ignore(capsys: pytest.CaptureFixture[str]
             main(["--shortcuts", extra])
         assert stop.value.code == 2
         assert "--shortcuts" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--json=counts.json"])
+    assert "--json goes with --shortcuts" in capsys.readouterr().err

@@ -108,6 +108,8 @@ def test_tiny_honours_the_contract(system: str, tmp_path: Path) -> None:
     assert first and first.keys() == again.keys()
     for key, value in first.items():
         np.testing.assert_array_equal(value, again[key], err_msg=key)
+    if experiment.selectable:
+        assert set(experiment.selectable) <= experiment.evaluate(state, loop.VALID).keys()
 
     with checkpoint.open_manager(tmp_path) as manager:
         checkpoint.save(manager, 3, state, asm.values, asm.artifacts)

@@ -23,7 +23,7 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
-from experiments import checkpoint, loop, sharding
+from experiments import checkpoint, loop, schedule, sharding
 from experiments.errors import UserError
 from experiments.writer import Writer, read_metrics
 from tests import toy
@@ -232,9 +232,36 @@ def test_select(mode: str, scores: tuple[float, ...], best: int, tmp_path: Path)
     assert loop.check(workdir) == []
 
 
-def test_select_of_an_unknown_metric_ends_at_step_0(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'valid/acc' is not evaluated.*valid/error, valid/score"):
+def test_select_of_an_unknown_metric_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'valid/acc' is nothing toy.*valid/error, valid/score"):
         loop.train(toy.tiny(eval__select=("valid/acc", "max")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("selects", [False, True])
+@pytest.mark.parametrize("steps", [0, 12])
+def test_schedule_by_enumeration(steps: int, selects: bool) -> None:
+    """Against the steps written out."""
+    select = ("valid/score", "max") if selects else ("", "max")
+    config = toy.tiny(
+        train__steps=steps, train__save_every=5, eval__every=4, log__every=3, eval__select=select
+    )
+    due = schedule.of(config, (0, 7))
+    found = {
+        name: [t for t in range(steps + 1) if getattr(due, name)(t)]
+        for name in ("logs", "validates", "tests", "saves", "settles")
+    }
+    if steps == 0:
+        one = [0]
+        assert found == {"logs": one, "validates": [], "tests": one, "saves": one, "settles": one}
+        return
+    assert found == {
+        "logs": [0, 3, 6, 9, 12],
+        "validates": [0, 4, 8, 12],
+        "tests": [0, 7] if selects else [0, 7, 12],
+        "saves": [0, 4, 5, 7, 8, 10, 12] if selects else [0, 5, 7, 10, 12],
+        "settles": [0, 4, 5, 7, 8, 10, 12],
+    }
 
 
 @pytest.mark.parametrize("bad_step", [7, 8])

@@ -104,6 +104,15 @@ def test_checks_show_their_conditions(tmp_path: Path) -> None:
     assert "| banyan\\_learns | 64 trees | d1/end/success | 0.9500 ± 0.0707 (2 seeds) |" in text
 
 
+def test_shortcuts_are_shares(tmp_path: Path) -> None:
+    count = {"shortcuts": {"2": 7, "3": 30}, "topology": "random", "trees": 1000, "seed": 0}
+    other = {"shortcuts": {"3": 1}, "topology": "balanced", "trees": 10, "seed": 0}
+    text = tables.blocks(tables.read(write(tmp_path, a=count, b=other)))["shortcuts"]
+    assert "| topology | trees per depth | depth 2 | depth 3 |" in text
+    assert "| random | 1,000 | 0.7% | 3.0% |" in text
+    assert "| balanced | 10 | not measured | 10.0% |" in text
+
+
 def test_nothing_measured_names_the_command(tmp_path: Path) -> None:
     for name, text in tables.blocks(tables.read(tmp_path)).items():
         assert text.startswith("Not measured yet") and tables.COMMAND[name] in text

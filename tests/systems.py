@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import loop, settings, sharding
+from tests.toy import changed
 
 CONFIGS = sorted(
     p.stem
@@ -18,15 +19,10 @@ CONFIGS = sorted(
 
 def tiny(system: str, **changes: Any) -> ConfigDict:
     """`:tiny` config; changes are given as group__key=value."""
-    config = importlib.import_module(f"experiments.configs.{system}").get_config("tiny")
-    for name, value in changes.items():
-        group, _, key = name.partition("__")
-        if key:
-            config[group][key] = value
-        else:
-            config[group] = value
+    module = importlib.import_module(f"experiments.configs.{system}")
+    config = changed(module.get_config("tiny"), changes)
     settings.groups(config)
-    return config.lock()
+    return config
 
 
 def run_steps(asm: loop.Assembly, steps: int) -> tuple[Any, list[dict[str, Any]]]:

@@ -142,6 +142,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Any:
         batch=batch if config.train.steps else None,
         evaluate=evaluate,
         rules=((r"(.*/)?w", P("data", "model")), (r"batch/scale", P())),
+        selectable=("valid/error", "valid/score"),
         milestones=toy.milestones,
         summary=lambda records: {"count": float(len(records))},
         figures=lambda records, state: {f"dots at {int(state['step'])}": PNG},
@@ -164,7 +165,11 @@ def install() -> None:
 
 def tiny(**changes: Any) -> ConfigDict:
     """Config with changes given as group__key=value."""
-    config = get_config()
+    return changed(get_config(), changes)
+
+
+def changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
+    """A locked config with changes given as group__key=value."""
     for name, value in changes.items():
         group, _, key = name.partition("__")
         if key:

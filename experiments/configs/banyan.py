@@ -3,7 +3,7 @@
 
 Paper: Seth, Shah, Jha, Gershman, Kleiman-Weiner, Carvalho 2026, arXiv 2606.00880.
 
-:base   one shift of layouts (5x5, depths 1-2), five to ten minutes on 2 CPU cores:
+:base   one shift of layouts (5x5, depths 1-2), four to five minutes on 2 CPU cores:
         python experiments/run.py --config=experiments/configs/banyan.py
 :small  the same shift with 13k parameters and no memory, about a minute; the finished run kept in
         experiments/results is one of these.
@@ -145,7 +145,7 @@ def get_config(arg: str = "base") -> ConfigDict:
             "reset_optimizer": False,
         }
     )
-    config.train = ConfigDict({"steps": 400, "phase_steps": 200, "save_every": 50})
+    config.train = ConfigDict({"steps": 300, "phase_steps": 150, "save_every": 50})
     config.eval.update({"every": 25, "episodes": 1024, "curve_episodes": 128, "greedy": False})
     if arg == "tiny":
         _tiny(config)
@@ -172,7 +172,7 @@ def _small(config: ConfigDict) -> None:
     config.env.layouts = (16, 64)
     config.model.update({"memory": "none", "embed": 8, "hidden": 40, "head": 16})
     config.agent.update({"num_envs": 128, "epochs": 3})
-    config.train.update({"save_every": 200})
+    config.train.update({"steps": 400, "phase_steps": 200, "save_every": 200})
     config.eval.update({"every": 50, "episodes": 256})
     config.log.update({"every": 20})
 
