@@ -32,11 +32,8 @@ import numpy as np
 
 from attention import masks, tda
 from attention.kernels import power
+from attention.names import BIASED, KINDS, NORMED, TWO_VIEWS
 
-KINDS = ("softmax", "ssmax", "rela", "tra", "diff", "sigmoid", "entmax15", "tda")
-TWO_VIEWS = ("diff", "tda")
-BIASED = ("softmax", "ssmax", "diff", "sigmoid", "entmax15")
-NORMED = ("rela", "tra", "diff", "tda")
 _SCALE = frozenset({"logit_scale"})
 _THRESHOLD = frozenset({"beta", "kappa", "p"})
 KNOBS = MappingProxyType(

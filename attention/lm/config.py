@@ -11,8 +11,7 @@ import dataclasses
 from types import MappingProxyType
 from typing import Any
 
-from attention import kinds
-from attention.layers import Llama3Scaling
+from attention import names
 
 NORMS = ("rms", "layer")
 MLPS = ("swiglu", "gelu", "relu")
@@ -35,7 +34,7 @@ class LMConfig:
         tied: logits from the embedding; else from `head`.
         rope_theta, ntk_factor, llama3: see `attention.layers.rope_frequencies`; llama3_factor 1 is
             no scaling.
-        attention: a kind of `attention.kinds.KINDS`; two-view kinds double the q and k projections.
+        attention: a kind of `attention.kinds`; two-view kinds double the q and k projections.
         implementation: of `attention.kinds.attention`; "auto" is None there.
         beta, kappa, power: threshold of tra and tda, > 0, > 0, >= 1.
         learn_beta: beta is a parameter per head (softplus), starting at `beta`.
@@ -90,7 +89,7 @@ class LMConfig:
         allowed = {
             "norm": NORMS,
             "mlp": MLPS,
-            "attention": kinds.KINDS,
+            "attention": names.KINDS,
             "dtype": DTYPES,
             "lambda_init": LAMBDA_INITS,
         }
@@ -107,17 +106,9 @@ class LMConfig:
         _require(thresholded or not self.learn_beta, self, "learn_beta", "only for tra and tda")
 
     @property
-    def llama3(self) -> Llama3Scaling | None:
-        """Frequency scaling, None where llama3_factor is 1."""
-        if self.llama3_factor == 1:
-            return None
-        return Llama3Scaling(
-            self.llama3_factor, self.llama3_low, self.llama3_high, self.llama3_original
-        )
-
-    @property
     def views(self) -> int:
-        return kinds.views(self.attention)
+        """Query and key views of the kind of attention, 1 or 2."""
+        return 2 if self.attention in names.TWO_VIEWS else 1
 
 
 def _require(holds: bool, cfg: LMConfig, name: str, rule: str) -> None:

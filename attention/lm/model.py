@@ -299,7 +299,7 @@ def _attention(
         q = layers.rms_norm(q, attn["q_norm"], cfg.norm_eps)
         k = layers.rms_norm(k, attn["k_norm"], cfg.norm_eps)
     frequencies = layers.rope_frequencies(
-        cfg.head_dim, cfg.rope_theta, ntk_factor=cfg.ntk_factor, llama3=cfg.llama3
+        cfg.head_dim, cfg.rope_theta, ntk_factor=cfg.ntk_factor, llama3=_llama3(cfg)
     )
     q = layers.rope(q, context.positions, frequencies)
     k = layers.rope(k, context.positions, frequencies)
@@ -325,6 +325,14 @@ def _attention(
         o = tda.output_norm(o, attn["out_norm"], eps=float(cfg.output_norm_eps))
     o = o.reshape(B, T, cfg.heads * cfg.head_dim)
     return _linear(context, xs, "attn", "o", o), ys
+
+
+def _llama3(cfg: LMConfig) -> layers.Llama3Scaling | None:
+    if cfg.llama3_factor == 1:
+        return None
+    return layers.Llama3Scaling(
+        cfg.llama3_factor, cfg.llama3_low, cfg.llama3_high, cfg.llama3_original
+    )
 
 
 def _linear(
