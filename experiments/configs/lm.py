@@ -13,7 +13,8 @@ Paper: Huang, Ding, Ju, Liu, Shah, Zhao 2026, "Threshold Differential Attention"
 :paper  GPT-2's shape, 162M parameters, context 1024, 524,288 tokens an update, 10B tokens of your
         own --config.data.text=FILE (the paper's is FineWeb-Edu; not run here). Paper [secondary]:
         validation loss 3.1190 (tda), 3.1196 (softmax), 99 % of weights exactly zero.
-Any text: --config.data.text=FILE, UTF-8, plain or gzip, with --config.data.tokenizer=byte.
+Any text: --config.data.text=FILE, UTF-8, plain or gzip, with
+        --config.data.tokenizer=bpe --config.model.vocab_size=1024 where it has many characters.
 A run has one seed; other seeds are other runs (--config.seed).
 """
 
@@ -25,15 +26,15 @@ from attention.lm.config import LMConfig
 from attention.lm.optim_config import OptimConfig
 from experiments import settings
 
-TOKENIZERS = ("char", "byte", "bpe")
+TOKENIZERS = ("char", "bpe")
 
 
 @dataclass(frozen=True)
 class TextData:
     """root: folder of raw files, "" means $BANYAN_DATA; text: "tinyshakespeare", "made" (a small
     grammar, from the seed) or a file; tokenizer: "char" (needs model.vocab_size of at least the
-    number of characters), "byte" (256) or "bpe" (byte-level, trained to model.vocab_size on the
-    training part); valid_share: last part of the text, for evaluation; context: tokens a row
+    number of characters) or "bpe" (byte-level, trained to model.vocab_size on the training part;
+    256 are the bytes alone; needs the extra "lm"); valid_share: last part of the text, for evaluation; context: tokens a row
     predicts; rows: of a batch."""
 
     root: str

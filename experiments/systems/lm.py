@@ -25,6 +25,7 @@ from experiments.systems import language, lm_figures
 
 MADE_CHARACTERS = 200_000
 EVAL_BATCH = 32  # rows of an evaluation that run at once
+SAMPLED = 4  # contexts of text that --mode=sample writes
 
 
 def read(config: ConfigDict) -> str:
@@ -47,7 +48,7 @@ def prepare(config: ConfigDict) -> dict[str, Any]:
     text = read(config)
     train, valid = texts.split(text, config.data.valid_share)
     made = make_tokenizer(config, text, train)
-    tokens = [made.encode(part) for part in (train, valid)]
+    tokens = [np.asarray(made.encode(part), np.int32) for part in (train, valid)]
     floor = training.ngram_losses(*tokens, config.model.vocab_size)
     print(
         f"text {texts.sha256(text)[:12]}: {len(text):,} characters, {len(tokens[0]):,} + "
@@ -64,9 +65,7 @@ def make_tokenizer(config: ConfigDict, text: str, train: str) -> Tokenizer:
         ValueError: the text has more characters than that.
     """
     kind, size = config.data.tokenizer, config.model.vocab_size
-    if kind == "bpe":
-        return tokenizer.train_bpe([train], size)
-    made = tokenizer.char_tokenizer(text) if kind == "char" else tokenizer.byte_tokenizer()
+    made = tokenizer.CharTokenizer(text) if kind == "char" else tokenizer.train_bpe([train], size)
     if made.vocab_size > size:
         raise ValueError(
             f"config.model.vocab_size={size}: config.data.text={config.data.text} needs "
@@ -132,7 +131,7 @@ def tokens_of(
 
     def encode() -> dict[str, np.ndarray]:
         parts = zip(("train", "valid"), texts.split(text, config.data.valid_share), strict=True)
-        return {name: made.encode(part) for name, part in parts}
+        return {name: np.asarray(made.encode(part), np.int32) for name, part in parts}
 
     key = [artifacts["sha256"], artifacts["tokenizer"], config.data.valid_share]
     found = data.packed("tokens", key, encode) if config.data.tokenizer == "bpe" else encode()
@@ -194,13 +193,18 @@ def make_sample(cfg: LMConfig, made: Tokenizer, context: int) -> Any:
     """--mode=sample --query="ROMEO:": continues a text."""
 
     def sample(state: Mapping[str, Any], query: str) -> str:
-        ids = made.encode(query)
-        if not len(ids):
+        try:
+            prompt = made.encode(query)[-context:]
+        except ValueError as error:
+            raise UserError(f"--query: {error}") from error
+        if not prompt:
             raise UserError('--query="": give the beginning of a text to continue')
-        ids = ids[-context:]
-        found = sampler.generate(
-            state["params"], cfg, [ids.tolist()], jax.random.key(0), max_new=4 * context
+        ids, mask = sampler.pad_prompts([prompt])
+        new = SAMPLED * context
+        read_ = sampler.start(state["params"], cfg, ids, mask, capacity=ids.shape[1] + new)
+        drawn = sampler.sample(
+            state["params"], cfg, read_, jax.random.key(0), max_new=new, temperature=0.8
         )
-        return query + made.decode(np.asarray(found.tokens[0]))
+        return query + made.decode(np.asarray(drawn.ids[0]).tolist())
 
     return sample
