@@ -315,11 +315,12 @@ def _stack(
         block = nn.remat(block, prevent_cse=not cfg.scan)
     own = {"layer": jnp.arange(cfg.layers), **own}
     if cfg.scan:
+        axes: Any = (nn.broadcast, 0)
         scanned = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, 0),
+            in_axes=axes,
             length=cfg.layers,
         )
         return scanned(cfg, **options, name="blocks")(x, shared, own)
@@ -426,7 +427,7 @@ class Decoder(nn.Module):
             deterministic: no dropout; else the rng stream "dropout" is needed.
         """
         cfg, (B, T) = self.cfg, x.shape[:2]
-        ids = None if segment_ids is None else segment_ids.astype(jnp.int32)
+        ids: Any = None if segment_ids is None else segment_ids.astype(jnp.int32)
         keys, S, offset, own = ids, T, None, {}
         positions = _positions(ids, T)
         if cache is not None:
