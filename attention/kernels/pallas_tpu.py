@@ -27,7 +27,7 @@ DTYPES = ("float32", "bfloat16")
 def covers(
     q: Any, k: Any, v: Any, *, q_segment_ids: Any, kv_segment_ids: Any, q_offset: Any, spec: Spec
 ) -> str:
-    """ "" if the kernels compute this case, else why not."""
+    """"" if the kernels compute this case, else why not."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype not in DTYPES:
             return f"{name} has dtype {x.dtype}, the TPU kernels take {' and '.join(DTYPES)}"
@@ -118,7 +118,9 @@ def _plan(
     )
 
 
-def operands(plan: Plan, q: Any, k: Any, v: Any, tau: Any, ids: Any) -> tuple[jax.Array, ...]:
+def operands(
+    plan: Plan, q: Any, k: Any, v: Any, tau: Any, ids: Any
+) -> tuple[jax.Array, ...]:
     """Padded inputs with heads before rows: q [2, B, H, T, D], k [2, B, K, S, D], v [B, K, S, Dv],
     tau [B, H, 1, T], and if there are segments their ids [B, 1, T] and [B, 1, S].
 
@@ -170,7 +172,9 @@ def _kernel(plan: Plan, q, k, v, tau, lam, *refs: Any) -> None:
     def _():
         q_ids = ids_column[0][...] if plan.segments else None
         kv_ids = ids[1][...] if plan.segments else None
-        x = tiles.over_threshold(plan, i, j, q, k, tau_column[...], q_ids, kv_ids, keys_first=False)
+        x = tiles.over_threshold(
+            plan, i, j, q, k, tau_column[...], q_ids, kv_ids, keys_first=False
+        )
 
         def accumulate() -> None:
             w = [power(jnp.maximum(view, 0.0), plan.p) for view in x]
