@@ -29,6 +29,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from attention import masks, tda
 from attention.kernels import power
@@ -444,7 +445,7 @@ def _check_knobs(knobs: Mapping[str, Any], heads: int) -> None:
             )
         elif (
             name in ("beta", "kappa")
-            and not isinstance(value, jax.core.Tracer)
+            and not isinstance(value, Tracer)
             and not np.all(np.asarray(value) > 0)
         ):
             raise ValueError(f"knobs[{name!r}]={value}: must be > 0")

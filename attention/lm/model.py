@@ -39,11 +39,11 @@ class Cache(NamedTuple):
     0 for padding and free slots; length: int32 [], slots in use; tokens: int32 [B], tokens read.
     """
 
-    k: jax.Array
-    v: jax.Array
-    valid: jax.Array
-    length: jax.Array
-    tokens: jax.Array
+    k: Any
+    v: Any
+    valid: Any
+    length: Any
+    tokens: Any
 
 
 class Rewire(NamedTuple):
@@ -62,11 +62,11 @@ class Rewire(NamedTuple):
 
 
 class LMOut(NamedTuple):
-    """logits: float32 [B, T, V]; taps: what was asked for; cache: the one given, extended."""
+    """logits: float32 [B, T, V]; taps: what was asked for; cache: the given `Cache`, extended."""
 
     logits: jax.Array
     taps: dict[str, jax.Array]
-    cache: Cache | None
+    cache: Any
 
 
 def init(key: jax.Array, cfg: LMConfig, dtype: Any = jnp.float32) -> Params:
@@ -150,6 +150,16 @@ def init_cache(cfg: LMConfig, batch: int, capacity: int) -> Cache:
     )
 
 
+def take_rows(cache: Cache, rows: jax.Array) -> Cache:
+    """The cache with rows picked: row i of the result is the old row rows[i]."""
+    return cache._replace(
+        k=jnp.take(cache.k, rows, axis=2),
+        v=jnp.take(cache.v, rows, axis=1),
+        valid=cache.valid[rows],
+        tokens=cache.tokens[rows],
+    )
+
+
 def forward(
     params: Params,
     cfg: LMConfig,
@@ -188,7 +198,7 @@ def forward(
     _check(ids, mask, positions, segment_ids, taps, cache)
     B, T = ids.shape
     ids = jnp.asarray(ids)
-    segments = _segments(mask, segment_ids, cache, B, T)
+    segments: Any = _segments(mask, segment_ids, cache, B, T)
     if positions is None:
         positions = _positions(segments, cache, T)
     dtype = jnp.dtype(cfg.dtype)
@@ -314,7 +324,7 @@ def _attention(
         ys |= {"k": k, "v": v}
         masking["kv_segment_ids"] = context.valid
         masking["q_offset"] = jnp.broadcast_to(context.start, (B,))
-    options = dict(kind=cfg.attention, knobs=knobs(cfg, attn), **masking)
+    options: dict[str, Any] = {"kind": cfg.attention, "knobs": knobs(cfg, attn), **masking}
     if "attn" in context.taps:
         ys["attn"] = kinds.attention_map(q, k, **options)
         o = kinds.apply_map(ys["attn"], v)
