@@ -121,6 +121,6 @@ def ngram_losses(train: np.ndarray, valid: np.ndarray, vocab_size: int) -> dict[
     n = seen[valid[:-1]]
     bigram = (count + 10 * unigram[valid[1:]]) / (n + 10)
     return {
-        "unigram_loss": float(-np.log(unigram[valid[1:]]).mean()),
-        "bigram_loss": float(-np.log(bigram).mean()),
+        "loss/unigram": float(-np.log(unigram[valid[1:]]).mean()),
+        "loss/bigram": float(-np.log(bigram).mean()),
     }

@@ -83,11 +83,11 @@ GROUPS = {"data": TextData, "model": LMConfig, "optim": OptimConfig, "eval": LME
 VARIANTS = ("base", "tiny", "h200", "paper")
 HEADLINE = (
     "valid/loss",
-    "valid/bigram_loss",
+    "valid/loss/bigram",
     "valid/zeros",
     "valid/dead_rows",
-    "valid/first_mass",
-    "valid/first_mass_uniform",
+    "valid/first_token/pooled",
+    "valid/first_token/uniform",
 )
 PAPER = {"source": "arXiv 2601.12145 [secondary]: other data and sizes; see the docstring"}
 
@@ -174,7 +174,8 @@ def _tiny(config: ConfigDict) -> None:
     config.model.update(
         {"layers": 2, "width": 32, "heads": 2, "kv_heads": 2, "head_dim": 16, "mlp_width": 64}
     )
-    config.optim.update({"warmup": 5, "decay": 60})
+    config.optim.update({"lr": 1e-2, "min_lr": 1e-3, "warmup": 5, "decay": 60})
+    config.model.vocab_size = 32
     config.train.update({"steps": 60, "save_every": 20})
     config.eval.update({"every": 20, "rows": 16, "head_rows": 4, "lengths": (32, 64)})
 

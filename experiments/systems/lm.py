@@ -53,7 +53,7 @@ def prepare(config: ConfigDict) -> dict[str, Any]:
     print(
         f"text {texts.sha256(text)[:12]}: {len(text):,} characters, {len(tokens[0]):,} + "
         f"{len(tokens[1]):,} tokens of {made.vocab_size}; counting alone: unigrams "
-        f"{floor['unigram_loss']:.4f}, bigrams {floor['bigram_loss']:.4f} nats per token"
+        f"{floor['loss/unigram']:.4f}, bigrams {floor['loss/bigram']:.4f} nats per token"
     )
     return {"tokenizer": made.to_json(), "sha256": texts.sha256(text), "floor": floor}
 
@@ -181,9 +181,9 @@ def make_evaluate(
         for length in evaluation.lengths:
             found, losses = at(params, length)
             out[f"lengths/loss@{length}"] = losses.mean()
-            out[f"lengths/last_quarter_loss@{length}"] = losses[:, -(length // 4) :].mean()
+            out[f"lengths/loss/last_quarter@{length}"] = losses[:, -(length // 4) :].mean()
             named = heads.named("lengths", found, layers=False)
-            out |= {f"{k}@{length}": v for k, v in named.items()}
+            out |= {f"{name}@{length}": value for name, value in named.items()}
         return out
 
     return evaluate
@@ -191,6 +191,12 @@ def make_evaluate(
 
 def make_sample(cfg: LMConfig, made: Tokenizer, context: int) -> Any:
     """--mode=sample --query="ROMEO:": continues a text."""
+
+    # The model may have more rows than the tokenizer has ids.
+    real = sampler.Constraint(
+        allowed=lambda carry: jnp.arange(cfg.vocab_size)[None] < carry[:, None],
+        advance=lambda carry, tokens: carry,
+    )
 
     def sample(state: Mapping[str, Any], query: str) -> str:
         try:
@@ -201,9 +207,16 @@ def make_sample(cfg: LMConfig, made: Tokenizer, context: int) -> Any:
             raise UserError('--query="": give the beginning of a text to continue')
         ids, mask = sampler.pad_prompts([prompt])
         new = SAMPLED * context
-        read_ = sampler.start(state["params"], cfg, ids, mask, capacity=ids.shape[1] + new)
+        begun = sampler.start(state["params"], cfg, ids, mask, capacity=ids.shape[1] + new)
         drawn = sampler.sample(
-            state["params"], cfg, read_, jax.random.key(0), max_new=new, temperature=0.8
+            state["params"],
+            cfg,
+            begun,
+            jax.random.key(0),
+            max_new=new,
+            temperature=0.8,
+            constraint=real,
+            carry=jnp.full((1,), made.vocab_size),
         )
         return query + made.decode(np.asarray(drawn.ids[0]).tolist())
 

@@ -2,6 +2,7 @@
 """What the heads of a language model do: maps on a piece of text, profiles by layer and length."""
 
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,13 +22,13 @@ BY_LAYER = (
     ("zeros", "exactly zero weights", None),
     ("dead_rows", "rows without a survivor", None),
     ("live_tiles", "tiles with a survivor", None),
-    ("first_mass", "mass on the first token", "first_mass_uniform"),
+    ("first_token/pooled", "mass on the first token", "first_token/uniform"),
 )
 BY_LENGTH = (
     ("loss", "nats per token"),
     ("survivors", "survivors per row"),
     ("entropy", "entropy of a row, nats"),
-    ("first_mass", "mass on the first token"),
+    ("first_token/pooled", "mass on the first token"),
 )
 
 
@@ -66,7 +67,7 @@ def layer_profile(record: Mapping[str, Any], layers: int) -> bytes:
     figure = Figure(figsize=(11, 2.8))
     axes = figure.subplots(1, len(BY_LAYER))
     for panel, (name, title, reference) in zip(axes, BY_LAYER, strict=True):
-        values = [float(np.mean(record[f"valid/layer{i + 1}/{name}"])) for i in range(layers)]
+        values = [float(np.mean(record[f"valid/{name}/layer{i + 1}"])) for i in range(layers)]
         panel.bar(range(1, layers + 1), values, color="#3b6ea5")
         if reference is not None:
             level = float(np.mean(record[f"valid/{reference}"]))
@@ -84,13 +85,14 @@ def layer_profile(record: Mapping[str, Any], layers: int) -> bytes:
 
 def length_profile(record: Mapping[str, Any], context: int) -> bytes:
     """Statistics by evaluated context, the training context marked."""
-    lengths = sorted(int(k.split("@")[1]) for k in record if k.startswith("lengths/loss@"))
+    lengths = sorted(int(k.split("@")[1]) for k in record if re.fullmatch(r"lengths/loss@\d+", k))
     figure = Figure(figsize=(11, 2.8))
     axes = figure.subplots(1, len(BY_LENGTH))
     for panel, (name, title) in zip(axes, BY_LENGTH, strict=True):
         values = [float(np.mean(record[f"lengths/{name}@{n}"])) for n in lengths]
         panel.plot(lengths, values, marker="o", color="#3b6ea5", label="model")
-        uniform = [record.get(f"lengths/{name}_uniform@{n}") for n in lengths]
+        reference = name.removesuffix("/pooled") + "/uniform"
+        uniform = [record.get(f"lengths/{reference}@{n}") for n in lengths]
         if all(u is not None for u in uniform):
             panel.plot(lengths, [float(np.mean(u)) for u in uniform], color="black",
                        linestyle="--", linewidth=1, label="uniform")  # fmt: skip
