@@ -84,7 +84,9 @@ def tda_attention(
     sums = jnp.promote_types(v.dtype, jnp.float32)
     tau = threshold(lengths, q.shape[-1], beta, kappa, dtype=sums)
     tau = jnp.broadcast_to(tau, (q.shape[1], q.shape[3], T))
-    arguments = (normalise(q), normalise(k), v, tau, jnp.asarray(lam, sums), *ids)
+    # Rematerialised: the backward pass keeps q and k, not float32 copies of what normalises them.
+    units = [jax.checkpoint(normalise)(x) for x in (q, k)]
+    arguments = (*units, v, tau, jnp.asarray(lam, sums), *ids)
     return dispatch(implementation, arguments, q_offset, Spec(causal=causal, p=p))
 
 
