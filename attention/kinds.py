@@ -34,6 +34,7 @@ from jax.core import Tracer
 from attention import masks, tda
 from attention.kernels import power
 
+Values = jax.Array | np.ndarray
 KINDS = ("softmax", "ssmax", "rela", "tra", "diff", "sigmoid", "entmax15", "tda")
 TWO_VIEWS = ("diff", "tda")
 BIASED = ("softmax", "ssmax", "diff", "sigmoid", "entmax15")
@@ -78,16 +79,16 @@ def takes_bias(kind: str) -> bool:
 
 
 def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Values,
+    k: Values,
+    v: Values,
     *,
     kind: str = "softmax",
     causal: bool = True,
     q_segment_ids: masks.Ids = None,
     kv_segment_ids: masks.Ids = None,
     q_offset: masks.Offset = None,
-    bias: jax.Array | None = None,
+    bias: Values | None = None,
     knobs: Mapping[str, Any] = NO_KNOBS,
     implementation: str | None = None,
 ) -> jax.Array:
@@ -107,6 +108,7 @@ def attention(
     Raises:
         ValueError: an argument is malformed; kind, knob, bias or implementation is not allowed.
     """
+    q, k, v, bias = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), _array(bias)
     _check(q, k, kind, bias, knobs, q_segment_ids, kv_segment_ids, q_offset)
     _check_value(q, k, v)
     mask = {
@@ -136,21 +138,22 @@ def attention(
 
 
 def attention_map(
-    q: jax.Array,
-    k: jax.Array,
+    q: Values,
+    k: Values,
     *,
     kind: str = "softmax",
     causal: bool = True,
     q_segment_ids: masks.Ids = None,
     kv_segment_ids: masks.Ids = None,
     q_offset: masks.Offset = None,
-    bias: jax.Array | None = None,
+    bias: Values | None = None,
     knobs: Mapping[str, Any] = NO_KNOBS,
 ) -> jax.Array:
     """Dense weights A, [B, H, T, S] in float32 (float64 for float64 q); signed for diff and tda.
 
     Arguments and errors are those of `attention`.
     """
+    q, k, bias = jnp.asarray(q), jnp.asarray(k), _array(bias)
     _check(q, k, kind, bias, knobs, q_segment_ids, kv_segment_ids, q_offset)
     mask = {
         "causal": causal,
@@ -208,6 +211,10 @@ def entmax15(scores: jax.Array, seen: jax.Array) -> jax.Array:
         2.0 * jnp.where(total > 0, total, 1.0)
     )
     return jnp.where(seen, jnp.maximum(half - (t + step), 0.0) ** 2, 0.0)
+
+
+def _array(x: Values | None) -> jax.Array | None:
+    return None if x is None else jnp.asarray(x)
 
 
 def _accumulator(x: jax.Array) -> Any:

@@ -172,6 +172,7 @@ def test_gradients_by_finite_differences(kind: str) -> None:
         names = list(knobs)
         weights = np.random.default_rng(4).normal(size=(1, H, 5, S))
 
+        @jax.jit
         def loss(q: jax.Array, k: jax.Array, *values: jax.Array) -> jax.Array:
             given = {**fixed, **dict(zip(names, values, strict=True))}
             A = kinds.attention_map(q, k, kind=kind, knobs=given, q_offset=0)
@@ -325,7 +326,7 @@ def test_bad_arguments_are_named(arrays: Any, options: dict[str, Any], named: st
         kinds.attention(*arrays, **options)
 
 
-@pytest.mark.parametrize("kind", ["softmax", "entmax15", "tra"])
+@pytest.mark.parametrize("kind", ["softmax", "tra"])
 def test_memory_grows_linearly(kind: str) -> None:
     """Temporary bytes of the compiled forward and backward, T = 2k to 4k, against dense."""
 
