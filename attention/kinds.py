@@ -35,6 +35,7 @@ from attention import masks, tda
 from attention.kernels import power
 from attention.names import BIASED, KINDS, NORMED, TWO_VIEWS
 
+Values = jax.Array | np.ndarray
 _SCALE = frozenset({"logit_scale"})
 _THRESHOLD = frozenset({"beta", "kappa", "p"})
 KNOBS = MappingProxyType(
@@ -75,16 +76,16 @@ def takes_bias(kind: str) -> bool:
 
 
 def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Values,
+    k: Values,
+    v: Values,
     *,
     kind: str = "softmax",
     causal: bool = True,
     q_segment_ids: masks.Ids = None,
     kv_segment_ids: masks.Ids = None,
     q_offset: masks.Offset = None,
-    bias: jax.Array | None = None,
+    bias: Values | None = None,
     knobs: Mapping[str, Any] = NO_KNOBS,
     implementation: str | None = None,
 ) -> jax.Array:
@@ -104,6 +105,7 @@ def attention(
     Raises:
         ValueError: an argument is malformed; kind, knob, bias or implementation is not allowed.
     """
+    q, k, v, bias = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), _array(bias)
     _check(q, k, kind, bias, knobs, q_segment_ids, kv_segment_ids, q_offset)
     _check_value(q, k, v)
     mask = {
@@ -133,21 +135,22 @@ def attention(
 
 
 def attention_map(
-    q: jax.Array,
-    k: jax.Array,
+    q: Values,
+    k: Values,
     *,
     kind: str = "softmax",
     causal: bool = True,
     q_segment_ids: masks.Ids = None,
     kv_segment_ids: masks.Ids = None,
     q_offset: masks.Offset = None,
-    bias: jax.Array | None = None,
+    bias: Values | None = None,
     knobs: Mapping[str, Any] = NO_KNOBS,
 ) -> jax.Array:
     """Dense weights A, [B, H, T, S] in float32 (float64 for float64 q); signed for diff and tda.
 
     Arguments and errors are those of `attention`.
     """
+    q, k, bias = jnp.asarray(q), jnp.asarray(k), _array(bias)
     _check(q, k, kind, bias, knobs, q_segment_ids, kv_segment_ids, q_offset)
     mask = {
         "causal": causal,
@@ -205,6 +208,10 @@ def entmax15(scores: jax.Array, seen: jax.Array) -> jax.Array:
         2.0 * jnp.where(total > 0, total, 1.0)
     )
     return jnp.where(seen, jnp.maximum(half - (t + step), 0.0) ** 2, 0.0)
+
+
+def _array(x: Values | None) -> jax.Array | None:
+    return None if x is None else jnp.asarray(x)
 
 
 def _accumulator(x: jax.Array) -> Any:

@@ -27,7 +27,7 @@ DTYPES = ("float32", "bfloat16")
 def covers(
     q: Any, k: Any, v: Any, *, q_segment_ids: Any, kv_segment_ids: Any, q_offset: Any, spec: Spec
 ) -> str:
-    """"" if the kernels compute this case, else why not."""
+    """ "" if the kernels compute this case, else why not."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype not in DTYPES:
             return f"{name} has dtype {x.dtype}, the TPU kernels take {' and '.join(DTYPES)}"
@@ -72,14 +72,16 @@ def tda(
     )
     if reason:
         raise ValueError(reason)
-    plan = _plan(q, k, v, q_segment_ids is not None, q_offset, spec, block_q, block_kv, interpret)
+    plan = make_plan(
+        q, k, v, q_segment_ids is not None, q_offset, spec, block_q, block_kv, interpret
+    )
     ids = None
     if q_segment_ids is not None and kv_segment_ids is not None:
         ids = (jnp.asarray(q_segment_ids), jnp.asarray(kv_segment_ids))
     return _core(q, k, v, tau, lam, ids, plan)
 
 
-def _plan(
+def make_plan(
     q: Any,
     k: Any,
     v: Any,
@@ -118,9 +120,7 @@ def _plan(
     )
 
 
-def operands(
-    plan: Plan, q: Any, k: Any, v: Any, tau: Any, ids: Any
-) -> tuple[jax.Array, ...]:
+def operands(plan: Plan, q: Any, k: Any, v: Any, tau: Any, ids: Any) -> tuple[jax.Array, ...]:
     """Padded inputs with heads before rows: q [2, B, H, T, D], k [2, B, K, S, D], v [B, K, S, Dv],
     tau [B, H, 1, T], and if there are segments their ids [B, 1, T] and [B, 1, S].
 
@@ -172,9 +172,7 @@ def _kernel(plan: Plan, q, k, v, tau, lam, *refs: Any) -> None:
     def _():
         q_ids = ids_column[0][...] if plan.segments else None
         kv_ids = ids[1][...] if plan.segments else None
-        x = tiles.over_threshold(
-            plan, i, j, q, k, tau_column[...], q_ids, kv_ids, keys_first=False
-        )
+        x = tiles.over_threshold(plan, i, j, q, k, tau_column[...], q_ids, kv_ids, keys_first=False)
 
         def accumulate() -> None:
             w = [power(jnp.maximum(view, 0.0), plan.p) for view in x]
@@ -269,7 +267,7 @@ def _forward(q: Any, k: Any, v: Any, tau: Any, lam: Any, ids: Any, plan: Plan):
     return heads_last(o, q.shape[2]), (q, k, v, tau, lam, ids, words)
 
 
-def _backward(plan: Plan, residuals: Any, g: jax.Array):
+def _backward(plan: Plan, residuals: Any, g: Any):
     q, k, v, tau, lam, ids, words = residuals
     T, S = q.shape[2], k.shape[2]
     inputs = operands(plan, q, k, v, tau, ids)

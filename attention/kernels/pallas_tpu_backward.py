@@ -63,9 +63,7 @@ def _dq_kernel(plan: Plan, *refs: Any) -> None:
     def _():
         q_ids = ids_column[0][...] if plan.segments else None
         kv_ids = ids[1][...] if plan.segments else None
-        x = tiles.over_threshold(
-            plan, i, j, q, k, tau_column[...], q_ids, kv_ids, keys_first=False
-        )
+        x = tiles.over_threshold(plan, i, j, q, k, tau_column[...], q_ids, kv_ids, keys_first=False)
 
         def accumulate() -> None:
             e = [jnp.maximum(view, 0.0) for view in x]
@@ -257,9 +255,7 @@ def run_dkv(
     out_specs = [in_specs[1], in_specs[2]]
     if plan.segments:
         in_specs += [
-            pl.BlockSpec(
-                (None, 1, bq), lambda b, c, j, m, i, *w: (b, 0, rows(b, c, j, m, i, w))
-            ),
+            pl.BlockSpec((None, 1, bq), lambda b, c, j, m, i, *w: (b, 0, rows(b, c, j, m, i, w))),
             pl.BlockSpec((None, 1, bk), lambda b, c, j, m, i, *w: (b, 0, j)),
         ]
         scratch.append(pltpu.VMEM((bk, 1), jnp.int32))
