@@ -96,8 +96,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
             )
     if rows % optim.microbatches:
         raise ValueError(
-            f"config.optim.microbatches={optim.microbatches} must divide "
-            f"config.data.rows={rows}"
+            f"config.optim.microbatches={optim.microbatches} must divide config.data.rows={rows}"
         )
 
     def batch(step: int, rows_wanted: tuple[int, int] | None = None) -> dict[str, np.ndarray]:

@@ -122,8 +122,6 @@ class Evaluation:
         return out
 
 
-
-
 def make_figures(
     right: Callable[..., Any], lengths: Sequence[int], trained: int
 ) -> Callable[[Any, Mapping[str, Any]], dict[str, bytes]]:
@@ -145,7 +143,9 @@ def make_figures(
         curve.axvline(trained, color="grey", linewidth=1)
         curve.set_xscale("log", base=2)
         curve.set_xticks(lengths, [str(n) for n in lengths])
-        curve.set(ylim=(-0.03, 1.03), xlabel="length (grey: in training)", ylabel="all digits right")
+        curve.set(
+            ylim=(-0.03, 1.03), xlabel="length (grey: in training)", ylabel="all digits right"
+        )
         image = heat.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto")
         heat.set_xticks(range(len(lengths)), [str(n) for n in lengths])
         edges = np.arange(DEPTHS) / DEPTHS
