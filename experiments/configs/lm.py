@@ -34,8 +34,8 @@ class TextData:
     """root: folder of raw files, "" means $BANYAN_DATA; text: "tinyshakespeare", "made" (a small
     grammar, from the seed) or a file; tokenizer: "char" (needs model.vocab_size of at least the
     number of characters) or "bpe" (byte-level, trained to model.vocab_size on the training part;
-    256 are the bytes alone; needs the extra "lm"); valid_share: last part of the text, for evaluation; context: tokens a row
-    predicts; rows: of a batch."""
+    256 are the bytes alone; needs the extra "lm"); valid_share: last part of the text, for
+    evaluation; context: tokens a row predicts; rows: of a batch."""
 
     root: str
     text: str

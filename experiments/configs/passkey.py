@@ -6,7 +6,7 @@ Paper: Huang, Ding, Ju, Liu, Shah, Zhao 2026, "Threshold Differential Attention"
 here is made, so the numbers do not compare.
 
 :base   3 layers of width 64, length 128, tested to 2048: about five minutes on 2 CPU cores.
-        python experiments/run.py --config=experiments/configs/passkey.py --config.model.attention=tda
+        python experiments/run.py --config=experiments/configs/passkey.py
 :tiny   the same wiring in seconds; learns nothing worth reading.
 :h200   6 layers of width 384, length 512, tested to 8192, two needles (not run here).
 :paper  4 and more needles at the sizes of :h200 (not run here; the paper's model and text are not
