@@ -16,14 +16,14 @@ class OptimConfig:
         microbatches: parts of a batch whose gradients are added up, to save memory.
     """
 
-    lr: float
-    min_lr: float
+    lr: int | float
+    min_lr: int | float
     warmup: int
     decay: int
-    b1: float
-    b2: float
-    weight_decay: float
-    clip: float
+    b1: int | float
+    b2: int | float
+    weight_decay: int | float
+    clip: int | float
     microbatches: int
 
     def __post_init__(self) -> None:

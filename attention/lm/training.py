@@ -87,8 +87,8 @@ def update(
         total, _ = jax.lax.scan(add, zero, dict(parts))
         value, grads = jax.tree.map(lambda leaf: leaf / microbatches, total)
     updates, opt_state = tx.update(grads, opt_state, params)
-    metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
-    return optax.apply_updates(params, updates), opt_state, metrics
+    stepped: Any = optax.apply_updates(params, updates)
+    return stepped, opt_state, {"loss": value, "grad_norm": optax.tree.norm(grads)}
 
 
 def windows(tokens: np.ndarray, seed: int, step: int, rows: tuple[int, int], length: int):

@@ -49,7 +49,7 @@ def prepare(config: ConfigDict) -> dict[str, Any]:
     train, valid = texts.split(text, config.data.valid_share)
     made = make_tokenizer(config, text, train)
     tokens = [np.asarray(made.encode(part), np.int32) for part in (train, valid)]
-    floor = training.ngram_losses(*tokens, config.model.vocab_size)
+    floor = training.ngram_losses(tokens[0], tokens[1], config.model.vocab_size)
     print(
         f"text {texts.sha256(text)[:12]}: {len(text):,} characters, {len(tokens[0]):,} + "
         f"{len(tokens[1]):,} tokens of {made.vocab_size}; counting alone: unigrams "

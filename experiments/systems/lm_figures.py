@@ -63,7 +63,7 @@ def attention_maps(weights: np.ndarray, labels: Sequence[str], title: str) -> by
 
 
 def layer_profile(record: Mapping[str, Any], layers: int) -> bytes:
-    """Statistics by layer of one evaluation on valid, uniform attention beside where it is known."""
+    """Statistics by layer of one evaluation on valid, uniform attention beside where known."""
     figure = Figure(figsize=(11, 2.8))
     axes = figure.subplots(1, len(BY_LAYER))
     for panel, (name, title, reference) in zip(axes, BY_LAYER, strict=True):
@@ -92,10 +92,10 @@ def length_profile(record: Mapping[str, Any], context: int) -> bytes:
         values = [float(np.mean(record[f"lengths/{name}@{n}"])) for n in lengths]
         panel.plot(lengths, values, marker="o", color="#3b6ea5", label="model")
         reference = name.removesuffix("/pooled") + "/uniform"
-        uniform = [record.get(f"lengths/{reference}@{n}") for n in lengths]
-        if all(u is not None for u in uniform):
-            panel.plot(lengths, [float(np.mean(u)) for u in uniform], color="black",
-                       linestyle="--", linewidth=1, label="uniform")  # fmt: skip
+        if all(f"lengths/{reference}@{n}" in record for n in lengths):
+            uniform = [float(np.mean(record[f"lengths/{reference}@{n}"])) for n in lengths]
+            panel.plot(lengths, uniform, color="black", linestyle="--", linewidth=1,
+                       label="uniform")  # fmt: skip
             panel.legend(fontsize=7)
         panel.axvline(context, color="grey", linewidth=1)
         panel.set_xscale("log", base=2)
