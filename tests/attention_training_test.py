@@ -2,6 +2,7 @@
 """Training pieces of the language model, texts and the passkey task, against loops in NumPy."""
 
 import gzip
+import itertools
 import math
 from collections import Counter
 from pathlib import Path
@@ -109,7 +110,7 @@ def test_windows_are_pure_and_splittable() -> None:
 def test_counting_against_a_loop() -> None:
     rng = np.random.default_rng(0)
     train, valid = rng.integers(0, 5, 300), rng.integers(0, 6, 80)
-    ones, twos = Counter(train.tolist()), Counter(zip(train[:-1], train[1:], strict=True))
+    ones, twos = Counter(train.tolist()), Counter(itertools.pairwise(train.tolist()))
     share = {x: (ones[x] + 1) / (300 + 6) for x in range(6)}
     follows = Counter(train[:-1].tolist())
     uni = [-math.log(share[x]) for x in valid[1:].tolist()]
