@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from attention.kernels import power
 from attention.tda import check_knobs, normalise, threshold
@@ -94,7 +95,7 @@ def append(cache: SketchCache, k: Array, v: Array) -> SketchCache:
     if v.shape[1] != k.shape[2]:
         raise ValueError(f"v has {v.shape[1]} tokens, k has {k.shape[2]}")
     full = int(k.shape[2]) > cache.v.shape[1]
-    if not isinstance(cache.length, jax.core.Tracer):
+    if not isinstance(cache.length, Tracer):
         full = int(jnp.max(cache.length)) + k.shape[2] > cache.v.shape[1]
     if full:
         raise ValueError(f"k: {k.shape[2]} more tokens do not fit a cache of {cache.v.shape[1]}")

@@ -13,6 +13,7 @@ are no times of kernels here, `seconds` are those of the compiler. Exits 2 witho
 import argparse
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import sys
@@ -95,11 +96,11 @@ def compile_all(chip: str) -> list[dict[str, Any]]:
 
 
 def growths(figures: list[int]) -> list[float]:
-    return [round(b / a, 3) for a, b in zip(figures, figures[1:], strict=False)]
+    return [round(b / a, 3) for a, b in itertools.pairwise(figures)]
 
 
 def memory_table(chip: str) -> dict[str, Any]:
-    """Temporary bytes of forward + backward as T doubles, of the kernels and of the dense control."""
+    """Temporary bytes of forward + backward as T doubles, of kernels and dense control."""
     linear = [
         memory(compiled(chip, t, **MEMORY, backward=True, implementation="pallas_tpu"))
         for t in MEMORY_T

@@ -53,7 +53,7 @@ def test_survivors_have_the_bits_of_dense_decoding(dtype: Any) -> None:
 
     dense, sparse, marked = map(np.asarray, weights(q, cache))
     np.testing.assert_array_equal(sparse, dense)
-    alive = (dense > 0).any((0, 3))
+    alive = np.any(dense > 0, axis=(0, 3))
     assert 8 <= alive.sum(-1).min() and alive.sum(-1).max() <= 60
     assert not alive[1, :, 333:].any() and not marked[1, :, 333:].any()
     assert (marked >= alive).all() and marked.sum() <= 1.5 * alive.sum()

@@ -33,11 +33,18 @@ def attend_as_shipped(
 
 
 # Compiling takes all the time here; one test compiles as users do.
+QUICK = {"xla_backend_optimization_level": 0}
 attend = jax.jit(
     attend_as_shipped,
     static_argnames=("causal", "p", "implementation"),
-    compiler_options={"xla_backend_optimization_level": 0},
+    compiler_options=QUICK,
 )
+
+
+def gradients(loss: Any, *inputs: Any) -> tuple[jax.Array, ...]:
+    """Of a scalar in all inputs; `loss` calls attend_as_shipped."""
+    grad = jax.grad(loss, argnums=tuple(range(len(inputs))))
+    return jax.jit(grad, compiler_options=QUICK)(*inputs)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +66,7 @@ def test_doors_agree(x: dict[str, Any], implementation: str | None) -> None:
 
 def test_gradients_through_the_door(x: dict[str, Any]) -> None:
     """platform_dependent, rematerialised norms and thresholds in between: same gradients."""
-    loss = lambda *arguments: jnp.sum(attend(*arguments) * x["g"])
-    grads = jax.grad(loss, argnums=tuple(range(6)))(*inputs(x))
+    grads = gradients(lambda *y: jnp.sum(attend_as_shipped(*y) * x["g"]), *inputs(x))
     wanted = oracle.solve(CASE, x)
     for name, grad in zip(NAMES, grads, strict=True):
         error = np.abs(grad - wanted[name]).max() / np.abs(wanted[name]).max()
@@ -73,7 +79,7 @@ def test_scale_of_queries_and_keys_is_ignored(x: dict[str, Any]) -> None:
     rows = np.random.default_rng(0).uniform(0.1, 9, (*q.shape[:-1], 1)).astype(np.float32)
     np.testing.assert_allclose(attend(q * rows, k * np.float32(3), *rest), o, atol=1e-5)
     # ... so the gradient has no part along the query itself.
-    dq = jax.grad(lambda q: jnp.sum(attend(q, k, *rest) * x["g"]))(q)
+    (dq,) = gradients(lambda q: jnp.sum(attend_as_shipped(q, k, *rest) * x["g"]), q)
     along = np.abs(np.einsum("vbthd,vbthd->vbth", q, dq)).max()
     assert along <= 1e-5 * np.abs(dq).max() * np.abs(q).max() * CASE.D and np.abs(dq).max() > 0.01
 
@@ -140,7 +146,7 @@ def test_segments_are_alone(x: dict[str, Any]) -> None:
     alone = attend(q[:, :, 10:19], k[:, :, 10:19], v[:, 10:19], *rest)
     np.testing.assert_allclose(packed[:, 10:19], alone, atol=1e-6)
     assert np.abs(alone).max() > 0.1 and not np.asarray(packed[:, 19:]).any()
-    grads = jax.grad(lambda *y: jnp.sum(attend(*y, *rest, ids=ids) ** 2), (0, 1, 2))(q, k, v)
+    grads = gradients(lambda *y: jnp.sum(attend_as_shipped(*y, *rest, ids=ids) ** 2), q, k, v)
     assert not any(np.asarray(g)[..., 19:, :, :].any() for g in grads)
     assert all(np.asarray(g)[..., :19, :, :].any() for g in grads)
 
@@ -159,14 +165,14 @@ def test_huge_beta_is_silent_and_finite(x: dict[str, Any]) -> None:
     """All rows but the first are exactly 0, with gradients of exactly 0; also for zero queries."""
     q, k, v, lam, *_ = inputs(x)
     q = q * (np.arange(CASE.T) != 5)[None, None, :, None, None]
-    silent = lambda q, k, v, lam, beta, kappa: attend(q, k, v, lam, beta, kappa)[:, 1:]
+    silent = lambda *y: attend_as_shipped(*y)[:, 1:]
     arguments = (q, k, v, lam, np.float32(50.0), np.float32(1.0))
     assert not np.asarray(silent(*arguments)).any()
     loss = lambda *y: jnp.sum(silent(*y) + silent(*y) ** 2)
-    for grad in jax.grad(loss, argnums=tuple(range(6)))(*arguments):
+    for grad in gradients(loss, *arguments):
         assert not np.asarray(grad).any()
     arguments = (*arguments[:4], np.float32(0.3), np.float32(1.0))
-    live = jax.grad(lambda *y: jnp.sum(attend(*y)), tuple(range(6)))(*arguments)
+    live = gradients(lambda *y: jnp.sum(attend_as_shipped(*y)), *arguments)
     assert all(np.isfinite(grad).all() and np.asarray(grad).any() for grad in live)
 
 
@@ -211,7 +217,10 @@ def test_output_norm() -> None:
 def malformed() -> dict[str, tuple[dict[str, Any], str]]:
     """What is changed in a good call, and how the message begins."""
     f32 = np.float32
-    zeros = lambda *shape, dtype=f32: np.zeros(shape, dtype)
+
+    def zeros(*shape: int, dtype: Any = f32) -> np.ndarray:
+        return np.zeros(shape, dtype)
+
     ids = zeros(2, 24, dtype=np.int32)
     return {
         "views": (dict(q=zeros(3, 2, 24, 4, 16)), "q has shape"),
