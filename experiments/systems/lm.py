@@ -168,7 +168,8 @@ def make_evaluate(
         ids = stretches(valid, evaluation.rows, length)
         found = nats(params, config_at(length), jnp.asarray(ids))
         few = ids[:: max(1, len(ids) // evaluation.head_rows)][: evaluation.head_rows, :-1]
-        return jax.device_get(statistics(params, config_at(length), jnp.asarray(few))), found
+        few_found = statistics(params, config_at(length), jnp.asarray(few))
+        return jax.device_get(few_found), np.asarray(found)
 
     def evaluate(state: Mapping[str, Any], split: str) -> dict[str, Any]:
         params = state["params"]
