@@ -198,6 +198,7 @@ def forward(
     _check(ids, mask, positions, segment_ids, taps, cache)
     B, T = ids.shape
     ids = jnp.asarray(ids)
+    params = jax.tree.map(jnp.asarray, params)  # as a checkpoint reads back: NumPy arrays
     segments: Any = _segments(mask, segment_ids, cache, B, T)
     if positions is None:
         positions = _positions(segments, cache, T)
