@@ -165,9 +165,9 @@ def test_beams_share_the_memory() -> None:
     np.testing.assert_allclose(first, want[:, :2], atol=1e-5)
     np.testing.assert_allclose(second, want[rows, 2:], atol=1e-5)
     with pytest.raises(ValueError, match="memory has 2 rows: must divide the 3 rows"):
-        Decoder(cfg).apply(params, x[:3], MEMORY)
+        jax.eval_shape(Decoder(cfg).apply, params, x[:3], MEMORY)
     with pytest.raises(ValueError, match="memory: cross attention needs it"):
-        Decoder(cfg).apply(params, x)
+        jax.eval_shape(Decoder(cfg).apply, params, x)
 
 
 @pytest.mark.parametrize("position", ["rope", "t5"])
@@ -226,7 +226,7 @@ def test_post_norm_ends_normalised_and_dropout_wants_its_rng() -> None:
     out = fast(Encoder(cfg).apply)(params, X)
     np.testing.assert_allclose((np.asarray(out) ** 2).mean(-1), 1, rtol=1e-4)
     with pytest.raises(Exception, match="dropout"):
-        Encoder(cfg).apply(params, X, deterministic=False)
+        jax.eval_shape(lambda: Encoder(cfg).apply(params, X, deterministic=False))
     noise = fast(
         lambda key: Encoder(cfg).apply(params, X, deterministic=False, rngs={"dropout": key})
     )
