@@ -41,6 +41,11 @@ def _visible(a: Array, mask: Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where(full, jnp.abs(jnp.asarray(a)).astype(jnp.float32), 0.0), full
 
 
+def _late(x: jax.Array, first: int) -> jax.Array:
+    """Rows >= first, bool in the shape of x [.., T]."""
+    return jnp.broadcast_to(jnp.arange(x.shape[-1]) >= first, x.shape)
+
+
 def zero_share(a: Array, mask: Array) -> jax.Array:
     """Share of exact zeros among visible entries, [..]."""
     size, full = _visible(a, mask)
@@ -74,7 +79,8 @@ def live_tile_share(a: Array, mask: Array, block_q: int = 128, block_kv: int = 1
 def dead_row_share(a: Array, mask: Array, first: int = FIRST_ROWS) -> jax.Array:
     """Share of rows without a survivor among rows >= first that see a key, [..]."""
     size, full = _visible(a, mask)
-    seen = full.any(-1) & (jnp.arange(a.shape[-2]) >= first)
+    seen = full.any(-1)
+    seen = seen & _late(seen, first)
     return (seen & ~(size > 0).any(-1)).sum(-1) / jnp.maximum(seen.sum(-1), 1)
 
 
@@ -91,7 +97,7 @@ def first_token_mass(a: Array, mask: Array, first: int = FIRST_ROWS) -> jax.Arra
     """
     size, full = _visible(a, mask)
     mass = size.sum(-1)
-    rows = full[..., 0] & (mass > 0) & (jnp.arange(a.shape[-2]) >= first)
+    rows = full[..., 0] & (mass > 0) & _late(mass, first)
     ratio = jnp.where(rows, size[..., 0] / jnp.where(rows, mass, 1.0), 0.0)
     return ratio.sum(-1) / jnp.maximum(rows.sum(-1), 1)
 
@@ -102,7 +108,7 @@ def pooled_first_token_mass(a: Array, mask: Array, first: int = FIRST_ROWS) -> j
     Steady where rows are nearly empty and their ratios are noise.
     """
     size, full = _visible(a, mask)
-    rows = full[..., 0] & (jnp.arange(a.shape[-2]) >= first)
+    rows = full[..., 0] & _late(full[..., 0], first)
     total = jnp.where(rows, size.sum(-1), 0.0).sum(-1)
     return jnp.where(rows, size[..., 0], 0.0).sum(-1) / jnp.where(total > 0, total, 1.0)
 

@@ -34,8 +34,8 @@ INPUTS = ("q", "k", "v", "lam", "beta", "kappa")
 
 def function(case: Case, x: dict[str, Any], module: Any, skip: bool = True, **tuning: Any) -> Any:
     """(q, k, v, lam, beta, kappa) -> o of a backend with given blocks."""
-    ids = dict(q_segment_ids=x["q_ids"], kv_segment_ids=x["kv_ids"])
-    offset = case.S - case.T if case.offset is None else case.offset
+    ids: dict[str, Any] = dict(q_segment_ids=x["q_ids"], kv_segment_ids=x["kv_ids"])
+    offset: Any = case.S - case.T if case.offset is None else case.offset
 
     def call(q: Any, k: Any, v: Any, lam: Any, beta: Any, kappa: Any) -> jax.Array:
         n = masks.row_lengths(case.T, case.S, causal=case.causal, q_offset=offset, **ids)
@@ -49,12 +49,10 @@ def function(case: Case, x: dict[str, Any], module: Any, skip: bool = True, **tu
     return call
 
 
-def solve(
-    case: Case, x: dict[str, Any], call: Callable[..., jax.Array], options: Any = QUICK
-) -> dict[str, np.ndarray]:
+def solve(case: Case, x: dict[str, Any], call: Callable[..., jax.Array]) -> dict[str, np.ndarray]:
     """o and the gradients of sum(o * g), by name."""
 
-    @partial(jax.jit, compiler_options=options)
+    @partial(jax.jit, compiler_options=QUICK)
     def run(*inputs: jax.Array) -> Any:
         o, pull = jax.vjp(call, *inputs)
         return o, pull(jnp.asarray(x["g"], o.dtype))
@@ -75,7 +73,7 @@ def test_parity(case: Case) -> None:
     x = oracle.problem(case)
     wanted = oracle.solve(case, x)
     assert (wanted["e"] > 0)[:, wanted["seen"]].mean() >= 0.05
-    blocks = dict(block_q=case.block_q, block_kv=case.block_kv)
+    blocks: Any = dict(block_q=case.block_q, block_kv=case.block_kv)
     assert_close(solve(case, x, function(case, x, reference)), wanted)
     assert_close(solve(case, x, function(case, x, xla, **blocks)), wanted)
     interpreted = function(case, x, pallas_tpu, interpret=True, **blocks)
@@ -99,15 +97,15 @@ def test_skipping_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case("clustered", T=64, S=64, H=4, K=2, causal=False, D=32, block_q=16, block_kv=16)
     x = clustered(case)
     wanted = oracle.solve(case, x)
-    blocks = dict(block_q=16, block_kv=16)
-    interpreted = dict(interpret=True, **blocks)
+    blocks: Any = dict(block_q=16, block_kv=16)
+    interpreted: Any = dict(interpret=True, **blocks)
     small = pallas_tpu_tiles.BITMAP_BYTES, 0
     for module, tuning, sizes in ((pallas_tpu, interpreted, small), (xla, blocks, small[:1])):
-        off = solve(case, x, function(case, x, module, False, **tuning), {})
+        off = solve(case, x, function(case, x, module, False, **tuning))
         assert_close(off, wanted, 4e-6)
         for size in sizes:
             monkeypatch.setattr(pallas_tpu_tiles, "BITMAP_BYTES", size)
-            on = solve(case, x, function(case, x, module, True, **tuning), {})
+            on = solve(case, x, function(case, x, module, True, **tuning))
             for name, value in on.items():
                 np.testing.assert_array_equal(value, off[name], err_msg=name)
 
@@ -122,8 +120,9 @@ def test_the_bitmap_marks_live_tiles() -> None:
     unit = [normalise(jnp.asarray(x[name])) for name in ("q", "k")]
     n = masks.row_lengths(64, 64, causal=False)
     tau = jnp.broadcast_to(threshold(n, 32, x["beta"], x["kappa"]), (2, 4, 64))
-    plan = pallas_tpu.make_plan(*unit, x["v"], False, 0, Spec(False, 2), 16, 16, True)
-    inputs = pallas_tpu.operands(plan, *unit, jnp.asarray(x["v"]), tau, None)
+    q, k, v = *unit, jnp.asarray(x["v"])
+    plan = pallas_tpu.make_plan(q, k, v, False, 0, Spec(False, 2), 16, 16, True)
+    inputs = pallas_tpu.operands(plan, q, k, v, tau, None)
     forward = jax.jit(partial(pallas_tpu.run_forward, plan), compiler_options=QUICK)
     live = forward(inputs, jnp.asarray(x["lam"]))[1]
     np.testing.assert_array_equal(np.asarray(live, bool), wanted)
@@ -156,15 +155,16 @@ def test_bfloat16() -> None:
     # The oracle on rounded rows: reference in float64 is checked against NumPy above in float32.
     with jax.enable_x64(True):
         wide = [jnp.asarray(np.asarray(y, np.float64)) for y in (*unit, v, tau, x["lam"])]
-        w = reference.maps(*wide[:2], wide[3], None, None, 0, Spec(True, 2))
-        a = np.asarray(w[0] - wide[4][None, :, None, None] * w[1])
+        q, k, _, wide_tau, lam = wide
+        w = reference.maps(q, k, wide_tau, None, None, 0, Spec(True, 2))
+        a = np.asarray(w[0] - lam[None, :, None, None] * w[1])
     values = np.asarray(v, np.float64).repeat(2, axis=2)
     wanted = np.einsum("bhij,bjhd->bihd", a, values)
     bound = 2**-7 * (np.einsum("bhij,bjhd->bihd", np.abs(a), np.abs(values)) + 1e-3)
     assert (a != 0).mean() > 0.05
-    blocks = dict(block_q=16, block_kv=32)
+    blocks: Any = dict(block_q=16, block_kv=32)
     for module, tuning in ((xla, blocks), (pallas_tpu, dict(interpret=True, **blocks))):
-        call = lambda *y, f=module.tda, t=tuning: f(*y, None, None, 0, Spec(True, 2), **t)
+        call: Any = lambda *y, f=module.tda, t=tuning: f(*y, None, None, 0, Spec(True, 2), **t)
         o = jax.jit(call, compiler_options=QUICK)(*unit, v, tau, jnp.asarray(x["lam"]))
         assert o.dtype == jnp.bfloat16
         assert (np.abs(np.asarray(o, np.float64) - wanted) <= bound).all()
@@ -175,12 +175,12 @@ def test_half_precision_keeps_faint_rows() -> None:
     case = Case("half", D=32)
     x = oracle.problem(case)
     half = [jnp.asarray(x[name], jnp.float16) for name in ("q", "k", "v")]
-    call = partial(tda_attention, beta=x["beta"], kappa=x["kappa"])
+    call: Any = partial(tda_attention, beta=x["beta"], kappa=x["kappa"])
     o = jax.jit(call)(*half, x["lam"])
     assert o.dtype == jnp.float16
     np.testing.assert_allclose(o, oracle.solve(case, x)["o"], atol=0.01)
     with pytest.raises(ValueError, match="q has dtype float16"):
-        tda_attention(*half, x["lam"], implementation="interpret")
+        call(*half, x["lam"], implementation="interpret")
 
 
 def test_simulated_tpu_reads_no_garbage() -> None:
@@ -198,7 +198,8 @@ def temporary_bytes(implementation: str, T: int) -> int:
     args = (shape(2, 1, T, 1, 16), shape(2, 1, T, 1, 16), shape(1, T, 1, 16), shape(1))
     loss = lambda *x: tda_attention(*x, implementation=implementation).sum()
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).lower(*args).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    figures: Any = compiled.memory_analysis()
+    return figures.temp_size_in_bytes
 
 
 @pytest.mark.parametrize(("implementation", "linear"), [("xla", True), ("reference", False)])
