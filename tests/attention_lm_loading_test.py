@@ -114,6 +114,11 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     said = str(raised.value)
     assert f"missing: {norm};" in said and "unexpected: model.layers.2.x;" in said
     assert f"misshapen: {q} is [48, 5], not [48, 32]" in said and "inv_freq" not in said
+    embed = good["model.embed_tokens.weight"]
+    write(tmp_path, good | {"lm_head.weight": embed + 1}, HF)
+    fails("lm_head.weight differs from model.embed_tokens.weight")
+    write(tmp_path, good | {"lm_head.weight": embed}, HF)
+    assert "head" not in loading.load(tmp_path)[0]
     write(tmp_path, good, HF, shards=2)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     fails("model-00002-of-00002.safetensors: no such file; download")

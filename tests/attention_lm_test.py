@@ -195,7 +195,7 @@ def test_rewiring_copies_at_once_before_chosen_blocks() -> None:
     taps = frozenset({"resid"})
     dst, src = np.array([[2, 4, 2], [1, 5, 5]]), np.array([[0, 2, 7], [3, 1, 6]])
     valid = np.array([[True, True, False], [True, True, False]])
-    both = model.Rewire(*map(jnp.asarray, (dst, src, valid)), 0, 1)
+    both = model.Rewire(jnp.asarray(dst), jnp.asarray(src), jnp.asarray(valid), 0, 1)
     got = run(PARAMS, CFG, IDS, rewire=both, taps=taps).taps["resid"]
     # Copied embeddings equal those of other tokens; positions stay, so feed other ids instead.
     ids = np.asarray(IDS).copy()
@@ -286,14 +286,15 @@ def test_inits_of_new_rows() -> None:
     np.testing.assert_allclose(np.asarray(normal).std(), 0.02, rtol=0.02)
     given = vocabulary.extend_vocab(PARAMS, CFG, 2, "rows", rows=rows)[0]["embed"]
     np.testing.assert_array_equal(given[40:], rows)
-    for options, named in (
+    cases: Any = (
         ({"num_new": 0}, "num_new=0"),
         ({"num_new": 1, "init": "zeros"}, "init='zeros'"),
         ({"num_new": 1, "init": "normal"}, "key: needed"),
         ({"num_new": 1, "key": key}, "key: not used"),
         ({"num_new": 1, "init": "rows"}, "rows: needed"),
         ({"num_new": 1, "init": "rows", "rows": rows}, "rows has shape"),
-    ):
+    )
+    for options, named in cases:
         with pytest.raises(ValueError, match=named):
             vocabulary.extend_vocab(PARAMS, CFG, **options)
     with pytest.raises(ValueError, match="embed has rows 0 to 39"):
@@ -397,6 +398,7 @@ def test_every_kind_starts_alive(kind: str) -> None:
         ({"learn_beta": True}, "learn_beta=True: only for tra and tda"),
         ({"llama3_high": 1.0}, "llama3_high=1.0"),
         ({"dtype": "float16"}, "dtype='float16'"),
+        ({"implementation": "pallas_tpu"}, "implementation='pallas_tpu': softmax allows auto, ref"),
     ],
 )
 def test_bad_configs_are_named(changes: dict[str, Any], named: str) -> None:
@@ -407,14 +409,15 @@ def test_bad_configs_are_named(changes: dict[str, Any], named: str) -> None:
 def test_bad_calls_are_named() -> None:
     ones = np.ones((2, 9), np.int32)
     cache = model.init_cache(CFG, 2, 4)
-    for options, named in (
+    cases: Any = (
         ({"taps": frozenset({"logits"})}, "taps .'logits'.: must be among"),
         ({"mask": np.ones((2, 8), bool)}, "mask has shape"),
         ({"positions": ones[:1]}, "positions has shape"),
         ({"segment_ids": ones, "mask": ones > 0}, "segment_ids: not together"),
         ({"cache": cache}, "cache has 4 slots: ids has 9"),
         ({"cache": model.init_cache(CFG, 3, 16)}, "cache has 3 rows"),
-    ):
+    )
+    for options, named in cases:
         with pytest.raises(ValueError, match=named):
             model.forward(PARAMS, CFG, IDS, **options)
     with pytest.raises(ValueError, match="ids is float32"):

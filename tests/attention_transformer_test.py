@@ -247,6 +247,7 @@ def test_post_norm_ends_normalised_and_dropout_wants_its_rng() -> None:
             "heads=3: must be even",
         ),
         ({"dropout": 1.0}, "dropout=1.0"),
+        ({"implementation": "flash"}, "implementation='flash': softmax allows auto, reference"),
         ({"learn_beta": True}, "learn_beta=True: only for tra and tda"),
         ({"head_dim": 3}, "head_dim=3: must be even for rope"),
         ({"layers": 0}, "layers=0"),
