@@ -51,7 +51,6 @@ KNOBS = MappingProxyType(
     }
 )
 DEFAULTS = MappingProxyType({"lam": 0.5, "scale": 1.0, "beta": 1.0, "kappa": 1.0, "p": 2})
-IMPLEMENTATIONS = (None, "reference", "xla")  # of every kind; softmax and tda have more
 NO_KNOBS: Mapping[str, Any] = MappingProxyType({})
 CHUNK = 512  # queries per block: scores of a block are [B, H, CHUNK, S]
 NEWTON_STEPS = 20  # of entmax; 12 reach float32 rounding on the worst rows tried
@@ -73,6 +72,14 @@ def takes_bias(kind: str) -> bool:
     """Whether a bias may be added to the logits."""
     _check_kind(kind)
     return kind in BIASED
+
+
+def implementations(kind: str) -> tuple[str, ...]:
+    """Names that `implementation` may have beside None."""
+    _check_kind(kind)
+    if kind == "tda":
+        return tda.IMPLEMENTATIONS
+    return ("reference", "xla", "cudnn") if kind == "softmax" else ("reference", "xla")
 
 
 def attention(
@@ -114,14 +121,13 @@ def attention(
         "kv_segment_ids": kv_segment_ids,
         "q_offset": q_offset,
     }
+    if implementation is not None and implementation not in implementations(kind):
+        names = ", ".join(implementations(kind))
+        raise ValueError(f"implementation={implementation!r}: {kind} allows None, {names}")
     if kind == "tda":
         rest = {name: knobs[name] for name in ("beta", "kappa", "p") if name in knobs}
         lam = _per_head(knobs, "lam", q.shape[3], _accumulator(q))
         return tda.tda_attention(q, k, v, lam, **rest, **mask, implementation=implementation)
-    allowed = (*IMPLEMENTATIONS, "cudnn") if kind == "softmax" else IMPLEMENTATIONS
-    if implementation not in allowed:
-        names = ", ".join(str(name) for name in allowed)
-        raise ValueError(f"implementation={implementation!r}: {kind} allows {names}")
     if implementation == "reference":
         A = attention_map(q, k, kind=kind, bias=bias, knobs=knobs, **mask)
         return apply_map(A, v)

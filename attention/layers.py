@@ -131,6 +131,21 @@ def rope(x: jax.Array, positions: jax.Array, frequencies: np.ndarray | jax.Array
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
+def segment_positions(segment_ids: jax.Array | None, length: int) -> jax.Array:
+    """Place of every token in its segment, int32 [B, T]; without segments [1, T].
+
+    Args:
+        segment_ids: int [B, T]; a segment is a run of equal ids, 0 is padding (its places mean
+            nothing). None is one segment of `length` tokens.
+    """
+    index = jnp.arange(length, dtype=jnp.int32)[None]
+    if segment_ids is None:
+        return index
+    starts = segment_ids[:, 1:] != segment_ids[:, :-1]
+    starts = jnp.where(jnp.pad(starts, ((0, 0), (1, 0))), index, 0)
+    return index - jax.lax.cummax(starts, axis=1)
+
+
 def relative_buckets(
     num_queries: int,
     num_keys: int,

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from attention import kinds, layers, masks, tda
+from attention import kinds, layers, tda
 from attention.transformer_config import TransformerConfig, t5
 
 Ids = jax.Array | None
@@ -354,14 +354,6 @@ class RelativeBias(nn.Module):
         return jnp.moveaxis(table[buckets], 2, 0)[None]
 
 
-def _positions(ids: Ids, length: int) -> jax.Array:
-    """Real tokens of the same segment before each, int32 [B or 1, T]."""
-    if ids is None:
-        return jnp.arange(length, dtype=jnp.int32)[None]
-    rows = masks.row_lengths(length, length, causal=True, q_segment_ids=ids, kv_segment_ids=ids)
-    return jnp.maximum(rows - 1, 0)
-
-
 class Encoder(nn.Module):
     """Stack of self-attention blocks over [B, T, D]; bidirectional unless causal."""
 
@@ -390,7 +382,7 @@ class Encoder(nn.Module):
         if cfg.position == "t5":
             bias = RelativeBias(cfg, not self.causal, name="relative_bias")(T, T)
         if positions is None:
-            positions = _positions(ids, T)
+            positions = layers.segment_positions(ids, T)
         drop = nn.Dropout(cfg.dropout, deterministic=deterministic)
         x = drop(x.astype(cfg.dtype))
         shared = Shared(positions=positions, ids=ids, key_ids=ids, bias=bias)
@@ -429,7 +421,7 @@ class Decoder(nn.Module):
         cfg, (B, T) = self.cfg, x.shape[:2]
         ids: Any = None if segment_ids is None else segment_ids.astype(jnp.int32)
         keys, S, offset, own = ids, T, None, {}
-        positions = _positions(ids, T)
+        positions = layers.segment_positions(ids, T)
         if cache is not None:
             ids = jnp.ones((B, T), jnp.int32) if ids is None else ids
             keys = jax.lax.dynamic_update_slice_in_dim(cache.valid, ids, cache.length, 1)

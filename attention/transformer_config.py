@@ -90,6 +90,9 @@ class TransformerConfig:
         }
         for name, values in allowed.items():
             require(getattr(self, name) in values, name, f"must be one of {values}")
+        names = ("auto", *kinds.implementations(self.attention))
+        rule = f"{self.attention} allows {', '.join(names)}"
+        require(self.implementation in names, "implementation", rule)
         positive = ("norm_eps", "rope_theta", "beta", "kappa", "output_norm_eps", "embed_std")
         for name in positive:
             require(getattr(self, name) > 0, name, "must be > 0")

@@ -146,3 +146,11 @@ def test_norms_have_finite_slopes_at_zero() -> None:
     for norm in (layers.rms_norm, layers.layer_norm):
         slope = jax.grad(lambda x, norm=norm: norm(x).sum())(jnp.zeros((2, 4)))
         assert jnp.isfinite(slope).all()
+
+
+def test_places_in_packed_texts() -> None:
+    ids = jnp.asarray([[0, 0, 1, 1, 1, 2, 2], [3, 3, 3, 1, 1, 0, 0]])
+    got = layers.segment_positions(ids, 7)
+    want = np.array([[0, 1, 0, 1, 2, 0, 1], [0, 1, 2, 0, 1, 0, 1]])
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(layers.segment_positions(None, 7), [np.arange(7)])

@@ -95,6 +95,9 @@ class LMConfig:
         }
         for name, values in allowed.items():
             _require(getattr(self, name) in values, self, name, f"must be one of {values}")
+        names = ("auto", *kinds.implementations(self.attention))
+        rule = f"{self.attention} allows {', '.join(names)}"
+        _require(self.implementation in names, self, "implementation", rule)
         for name in ("norm_eps", "rope_theta", "beta", "kappa", "output_norm_eps", "init_std"):
             _require(getattr(self, name) > 0, self, name, "must be > 0")
         for name in ("ntk_factor", "llama3_factor", "power", "llama3_original"):

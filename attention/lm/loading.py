@@ -138,6 +138,7 @@ def load(
         cfg = read_config(_read_json(folder / "config.json"))
     opened = _open(folder)
     wanted = names(cfg)
+    _drop_tied_head(cfg, opened)
     _compare(wanted, opened)
     put = put or (lambda _, array: jnp.asarray(array))
     params: Params = {}
@@ -205,6 +206,17 @@ def _open(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{path}: broken or truncated ({error})") from error
         opened |= {tensor: held for tensor in held.keys()}
     return opened
+
+
+def _drop_tied_head(cfg: LMConfig, opened: dict[str, Any]) -> None:
+    """Leaves aside the copy of a tied embedding that some exporters save as a head."""
+    head, embed = "lm_head.weight", "model.embed_tokens.weight"
+    if not cfg.tied or head not in opened or embed not in opened:
+        return
+    a, b = opened[head].get_tensor(head), opened[embed].get_tensor(embed)
+    if a.shape != b.shape or a.tobytes() != b.tobytes():
+        raise ValueError(f"{head} differs from {embed}, but the config says that they are tied")
+    del opened[head]
 
 
 def _compare(wanted: dict[str, tuple[list[str], tuple[int, ...], bool]], opened: Any) -> None:

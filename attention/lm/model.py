@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from attention import kinds, layers, masks, tda
+from attention import kinds, layers, tda
 from attention.lm.config import LMConfig
 
 TAPS = frozenset({"resid", "mlp_hidden", "mlp_out", "attn_out", "attn"})
@@ -181,7 +181,8 @@ def forward(
         mask: bool [B, T], False for padding, on either side; None is all True.
         positions: int [B, T] for the rotation; None counts real tokens (of each segment, and on
             from what the cache has read).
-        segment_ids: int [B, T] of packed documents, 0 for padding; not with a cache, not with mask.
+        segment_ids: int [B, T] of packed texts, each a run of equal ids, 0 for padding; not with a
+            cache or a mask.
         rewire: hidden states to copy.
         taps: names to return: "resid" [L + 1, B, T, D] (0: embeddings, l: after block l, before the
             final norm), "mlp_hidden" [L, B, T, F] (before down), "mlp_out" and "attn_out"
@@ -201,7 +202,7 @@ def forward(
     params = jax.tree.map(jnp.asarray, params)  # as a checkpoint reads back: NumPy arrays
     segments: Any = _segments(mask, segment_ids, cache, B, T)
     if positions is None:
-        positions = _positions(segments, cache, T)
+        positions = _positions(segments, segment_ids is not None, cache, T)
     dtype = jnp.dtype(cfg.dtype)
     context = _Context(
         cfg=cfg,
@@ -387,17 +388,12 @@ def _segments(
     return None if cache is None else jnp.ones((batch, length), jnp.int32)
 
 
-def _positions(segments: jax.Array | None, cache: Cache | None, length: int) -> jax.Array:
-    """Real tokens of the same segment before each, int32 [B or 1, T]; 0 for padding."""
-    if segments is None:
-        return jnp.arange(length, dtype=jnp.int32)[None]
-    if cache is not None:
-        seen = cache.tokens[:, None] + jnp.cumsum(segments, axis=1) - 1
-        return jnp.where(segments != 0, seen, 0)
-    rows = masks.row_lengths(
-        length, length, causal=True, q_segment_ids=segments, kv_segment_ids=segments
-    )
-    return jnp.maximum(rows - 1, 0)
+def _positions(segments: jax.Array | None, packed: bool, cache: Cache | None, T: int) -> jax.Array:
+    """Real tokens of the same text before each, int32 [B or 1, T]."""
+    if segments is None or packed:
+        return layers.segment_positions(segments, T)
+    first = 0 if cache is None else cache.tokens[:, None]
+    return jnp.maximum(first + jnp.cumsum(segments, axis=1) - 1, 0)
 
 
 def _check(
