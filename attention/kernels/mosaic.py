@@ -35,8 +35,9 @@ def interpreter(**params: Any) -> Any:
 
 
 def operand(shape: Sequence[int], dtype: Any) -> Any:
-    """Shared memory that TMA fills and wgmma reads: last two dims tiled, rows swizzled."""
-    transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+    """Shared memory that TMA fills and wgmma reads: rows of 128 bytes, tiled by 8 and swizzled."""
+    columns = 128 // jnp.dtype(dtype).itemsize
+    transforms = (plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(128))
     return plgpu.SMEM(tuple(shape), dtype, transforms=transforms)
 
 
