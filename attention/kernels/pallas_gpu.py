@@ -191,13 +191,16 @@ def forward(q: Any, k: Any, v: Any, tau: Any, ids: Any, lam: Any, static: Any) -
                 s = mosaic.products(
                     *((q_smem.at[wg, t], k_smem.at[slot, t]) for t in range(2))
                 )
+                if ids is None:  # the ids of the keys are released with them
+                    plgpu.barrier_arrive(k_free.at[slot])
                 es = tuple(hopper.excess(x, tau) for x in s)
                 if ids is not None:
                     es = mask(es, j, slot)
+                    plgpu.commit_smem()  # read by threads, to be written by TMA
+                    plgpu.barrier_arrive(k_free.at[slot])
                 elif offset is not None:
                     edge = hopper.crosses(first, j * keys, keys, offset)
                     es = lax.cond(edge, lambda es: mask(es, j, slot), lambda es: es, es)
-                plgpu.barrier_arrive(k_free.at[slot])
                 a = hopper.weights(es[0], 1.0, spec.p) + hopper.weights(es[1], minus_lam, spec.p)
                 a = a.astype(dtype)
 

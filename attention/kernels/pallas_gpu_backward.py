@@ -144,6 +144,8 @@ def dq_kernel(operands: Any, ids: Any, lists: Any, static: Any) -> Any:
                     term = (dqs[t], ds.astype(dtype), k_smem.at[2 * slot + t])
                     at = None if spill is None else spill.at[wg]
                     dqs[t] = mosaic.accumulate(term, spill=at)[0]
+                if ids is not None:
+                    plgpu.commit_smem()  # read by threads, to be written by TMA
                 plgpu.barrier_arrive(free.at[slot])
                 return *dqs, dtau, dlam
 
@@ -267,6 +269,7 @@ def dkv_kernel(operands: Any, ids: Any, lists: Any, static: Any) -> Any:
                     (dv, w, g_smem.at[slot]),
                     spill=None if spill is None else spill.at[wg],
                 )
+                plgpu.commit_smem()  # tau was read by threads and will be written by TMA
                 plgpu.barrier_arrive(free.at[slot])
                 return carry
 
