@@ -8,6 +8,8 @@ q_offset = S - T aligns the last query with the last key, so T == S is ordinary 
 and T < S is a chunk at the end of a cache. [our choice] where papers are silent about packing.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,7 +88,7 @@ def _count(q_ids: jax.Array, kv_ids: jax.Array, last: jax.Array) -> jax.Array:
     first = jnp.searchsorted(sorted_ids, q_ids, side="left").astype(jnp.int32)
     stop = jnp.searchsorted(sorted_ids, q_ids, side="right").astype(jnp.int32)
 
-    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def halve(_: Any, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds  # positions before low are <= last, those from high on are > last
         middle = (low + high) >> 1
         inside = low < high

@@ -70,8 +70,8 @@ def tda_attention(
     Raises:
         ValueError: an argument is malformed, or the named implementation does not cover the case.
     """
-    _check(q, k, v, lam, q_segment_ids, kv_segment_ids, q_offset, implementation)
-    _check_knobs(q.shape[3], beta, kappa, p)
+    check(q, k, v, lam, q_segment_ids, kv_segment_ids, q_offset, implementation)
+    check_knobs(q.shape[3], beta, kappa, p)
     q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
     T, S = q.shape[2], k.shape[2]
     q_offset = _static_offset(T, S, q_offset)
@@ -84,7 +84,9 @@ def tda_attention(
     sums = jnp.promote_types(v.dtype, jnp.float32)
     tau = threshold(lengths, q.shape[-1], beta, kappa, dtype=sums)
     tau = jnp.broadcast_to(tau, (q.shape[1], q.shape[3], T))
-    arguments = (normalise(q), normalise(k), v, tau, jnp.asarray(lam, sums), *ids)
+    # Rematerialised: the backward pass keeps q and k, not float32 copies of what normalises them.
+    units = [jax.checkpoint(normalise)(x) for x in (q, k)]
+    arguments = (*units, v, tau, jnp.asarray(lam, sums), *ids)
     return dispatch(implementation, arguments, q_offset, Spec(causal=causal, p=p))
 
 
@@ -187,7 +189,7 @@ def _uncovered(module: Any, arguments: Any, q_offset: masks.Offset, spec: Spec) 
     )
 
 
-def _check(
+def check(
     q: Any, k: Any, v: Any, lam: Any, q_ids: Any, kv_ids: Any, q_offset: Any, implementation: Any
 ) -> None:
     """ValueError naming the first argument whose shape, dtype or value is not allowed."""
@@ -232,7 +234,7 @@ def _check(
         )
 
 
-def _check_knobs(heads: int, beta: Scalar, kappa: Scalar, p: int | float) -> None:
+def check_knobs(heads: int, beta: Scalar, kappa: Scalar, p: int | float) -> None:
     """ValueError for p < 1, for beta or kappa of a wrong shape, or <= 0 where that is known."""
     if not p >= 1:
         raise ValueError(f"p={p} is below 1")

@@ -43,7 +43,9 @@ def power(e: jax.Array, p: int | float) -> jax.Array:
         result = e
         for _ in range(int(p) - 1):
             result = result * e
-        return result
+        # The select keeps compilers from fusing the last product into the difference of the views
+        # (one rounding less on one side): equal views with lam = 1 must cancel exactly.
+        return result if p == 1 else jnp.where(e > 0, result, 0)
     return jnp.where(e > 0, jnp.exp(p * jnp.log(jnp.where(e > 0, e, 1.0))), 0.0).astype(e.dtype)
 
 

@@ -196,7 +196,7 @@ def _forward(
     return _core(q, k, v, tau, lam, ids, offset, spec, block), (q, k, v, tau, lam, ids, offset)
 
 
-def _backward(spec: Spec, block: Any, residuals: Any, g: jax.Array):
+def _backward(spec: Spec, block: Any, residuals: Any, g: Any):
     q, k, v, tau, lam, ids, offset = residuals
     tiles = _Tiles(q, k, v, tau, lam, ids, offset, spec, block)
     grads_out = tiles.rows(g)
