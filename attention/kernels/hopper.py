@@ -104,9 +104,7 @@ def crosses(first: jax.Array, first_key: jax.Array, keys: int, causal_offset: in
     return first_key + (keys - 1) > first + causal_offset
 
 
-def visible_tiles(
-    num_rows: int, num: int, keys: int, causal_offset: int | None
-) -> jax.Array:
+def visible_tiles(num_rows: int, num: int, keys: int, causal_offset: int | None) -> jax.Array:
     """bool [num_rows, num]: tiles of 64 rows and `keys` keys that causality does not hide."""
     first = jnp.arange(num_rows, dtype=jnp.int32) * ROWS
     last = key_tiles(first, ROWS, keys, num, causal_offset)

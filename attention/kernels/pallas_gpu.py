@@ -7,8 +7,11 @@ warpgroup forms both score tiles, thresholds and mixes them in float32 registers
 weights once, and adds their product with the values, unless no entry of the tile survived. There
 is no running maximum, no normaliser and no rescaling. Whether a tile had a survivor is written
 out, one int32 per tile of 64 rows; the backward pass visits live tiles only
-(`pallas_gpu_backward`). Never executed on a GPU by its authors: lowered for CUDA, and interpreted
-where jax has an interpreter for it.
+(`pallas_gpu_backward`).
+
+Never executed on a GPU by its authors: lowered for CUDA, and interpreted where jax has an
+interpreter for it; `python -m attention.gpu_check` is the first thing to run on one. jax cannot
+lower such a kernel for several platforms at once: an export for CUDA names CUDA alone.
 """
 
 from functools import partial
@@ -188,9 +191,7 @@ def forward(q: Any, k: Any, v: Any, tau: Any, ids: Any, lam: Any, static: Any) -
             def step(j: jax.Array, acc: jax.Array) -> jax.Array:
                 slot = lax.rem(j, jnp.int32(stages))
                 plgpu.barrier_wait(k_ready.at[slot])
-                s = mosaic.products(
-                    *((q_smem.at[wg, t], k_smem.at[slot, t]) for t in range(2))
-                )
+                s = mosaic.products(*((q_smem.at[wg, t], k_smem.at[slot, t]) for t in range(2)))
                 if ids is None:  # the ids of the keys are released with them
                     plgpu.barrier_arrive(k_free.at[slot])
                 es = tuple(hopper.excess(x, tau) for x in s)

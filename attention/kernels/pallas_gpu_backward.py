@@ -41,16 +41,10 @@ def backward(
         g: [B, T, H, Dv], dL/do.
         live: bool [B, H, T/64, S/keys], tiles of the forward pass with a survivor.
     """
-    B, H, num_q, _ = live.shape
-    heads, group = k.shape[3], H // k.shape[3]
-    live = fine(live, static)
-    num_kv = live.shape[-1]
-    by_rows = live.reshape(B, H, num_q // WARPGROUPS, WARPGROUPS, num_kv).any(axis=3)
-    by_keys = jnp.moveaxis(live.reshape(B, heads, group, num_q, num_kv), -1, 2)
-    by_keys = by_keys.reshape(B, heads, num_kv, group * num_q)
+    by_rows, by_keys = live_lists(fine(live, static), k.shape[3])
     operands = (q.reshape(-1, *q.shape[2:]), k.reshape(-1, *k.shape[2:]), v, tau, lam, g)
-    dq, dtau, dlam = dq_kernel(operands, ids, hopper.compact(by_rows), static)
-    dk, dv = dkv_kernel(operands, ids, hopper.compact(by_keys), static)
+    dq, dtau, dlam = dq_kernel(operands, ids, by_rows, static)
+    dk, dv = dkv_kernel(operands, ids, by_keys, static)
     return dq.reshape(q.shape), dk.reshape(k.shape), dv, dtau, jnp.sum(dlam, axis=(0, 2))
 
 
@@ -58,9 +52,25 @@ def fine(live: jax.Array, static: Any) -> jax.Array:
     """Flags of tiles of 64 x 64, from those of 64 x keys."""
     _, offset, tiles, _ = static
     live = jnp.repeat(live, tiles.keys // ROWS, axis=-1)
-    return live & jnp.broadcast_to(
-        hopper.visible_tiles(*live.shape[-2:], ROWS, offset), live.shape
-    )
+    return live & jnp.broadcast_to(hopper.visible_tiles(*live.shape[-2:], ROWS, offset), live.shape)
+
+
+def live_lists(live: jax.Array, heads: int) -> tuple[Any, Any]:
+    """Live tiles of 64 x 64 as (counts, indices): what each block of the two kernels visits.
+
+    Args:
+        live: bool [B, H, T/64, S/64].
+        heads: key heads.
+
+    Returns:
+        Key tiles live for some of 128 rows, [B, H, T/128] and [.., S/64]; row tiles of the group,
+        n-th of the group * T/64 + row tile, live for 64 keys, [B, Hkv, S/64] and [.., G T/64].
+    """
+    B, H, num_q, num_kv = live.shape
+    by_rows = live.reshape(B, H, num_q // WARPGROUPS, WARPGROUPS, num_kv).any(axis=3)
+    by_keys = jnp.moveaxis(live.reshape(B, heads, H // heads, num_q, num_kv), -1, 2)
+    by_keys = by_keys.reshape(B, heads, num_kv, -1)
+    return hopper.compact(by_rows), hopper.compact(by_keys)
 
 
 def masked(
@@ -171,7 +181,9 @@ def dq_kernel(operands: Any, ids: Any, lists: Any, static: Any) -> Any:
             def start(n: jax.Array, wait: bool) -> None:
                 slot = lax.rem(n, jnp.int32(stages))
                 own = pl.ds(index_ref[b, h, i, n] * ROWS, ROWS)
-                copies = [(k_ref.at[t * B + b, own, head], k_smem.at[2 * slot + t]) for t in range(2)]
+                copies = [
+                    (k_ref.at[t * B + b, own, head], k_smem.at[2 * slot + t]) for t in range(2)
+                ]
                 copies += [(v_ref.at[b, own, head], v_smem.at[slot])]
                 if ids is not None:
                     copies += [(kv_ids_ref.at[b, own], kv_ids_smem.at[slot])]
