@@ -47,7 +47,7 @@ SHAPES = (
 )
 
 
-def hopper() -> jax.Device | None:
+def hopper() -> Any:
     """The first GPU of compute capability 9, or None."""
     try:
         devices = jax.devices("gpu")
@@ -93,8 +93,8 @@ def planted(shape: Shape, seed: int = 0) -> tuple[jax.Array, ...]:
 
 def oracle(q: Any, k: Any, v: Any, tau: Any, lam: Any) -> jax.Array:
     """The xla backend in float32 on whatever it is given."""
-    wide = (x.astype(jnp.float32) for x in (q, k, v))
-    return xla.tda(*wide, tau, lam, None, None, 0, SPEC)
+    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+    return xla.tda(q, k, v, tau, lam, None, None, 0, SPEC)
 
 
 def kernel(q: Any, k: Any, v: Any, tau: Any, lam: Any) -> jax.Array:
@@ -177,11 +177,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             row["failures"] = failures(row)
             rows.append(row)
             numbers = " ".join(f"{k} {v:.1e}" for k, v in row["errors"].items())
-            print(
-                f"T={shape.T} D={shape.D}{' clustered' * shape.clustered} density {row['density']:.3f}: {numbers} "
-                f"{'; '.join(row['failures']) or 'ok'}",
-                flush=True,
-            )
+            name = f"T={shape.T} D={shape.D}{' clustered' * shape.clustered}"
+            verdict = "; ".join(row["failures"]) or "ok"
+            print(f"{name} density {row['density']:.3f}: {numbers} {verdict}", flush=True)
     if args.json:
         versions = {"jax": jax.__version__, "device": device.device_kind}
         args.json.write_text(json.dumps({**versions, "rows": rows}, indent=1) + "\n")

@@ -65,11 +65,13 @@ def test_shared_memory_is_checked_at_lowering() -> None:
     q, k, v, lam, _ = structs(128, 128, 256, False)
     tau = jax.ShapeDtypeStruct((1, 8, 256), jnp.float32)
     tiles = hopper.tiling(128, 128)
-    lower = lambda tiles: (
-        jax.jit(lambda *a: pallas_gpu.tda(*a, None, None, 0, Spec(True, 2), tiling=tiles))
-        .trace(q, k, v, tau, lam)
-        .lower(lowering_platforms=("cuda",))
-    )
+
+    def lower(tiles: hopper.Tiling) -> None:
+        run = lambda q, k, v, tau, lam: pallas_gpu.tda(
+            q, k, v, tau, lam, None, None, 0, Spec(True, 2), tiling=tiles
+        )
+        jax.jit(run).trace(q, k, v, tau, lam).lower(lowering_platforms=("cuda",))
+
     lower(tiles)
     with pytest.raises(Exception, match=r"(?i)smem|shared memory"):
         lower(tiles._replace(stages=tiles.stages + 1))

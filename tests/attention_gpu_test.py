@@ -146,8 +146,8 @@ def test_check_compares(monkeypatch: pytest.MonkeyPatch, D: int) -> None:
     """The comparison itself: what is right passes, a wrong gradient fails by name."""
 
     def play(q: Any, k: Any, v: Any, tau: Any, lam: Any) -> jax.Array:
-        wide = (y.astype(jnp.float32) for y in (q, k, v))
-        return reference.tda(*wide, tau, lam, None, None, 0, gpu_check.SPEC)
+        q, k, v = (y.astype(jnp.float32) for y in (q, k, v))
+        return reference.tda(q, k, v, tau, lam, None, None, 0, gpu_check.SPEC)
 
     monkeypatch.setattr(gpu_check, "oracle", play)  # dense: compiles fast
     shape = gpu_check.Shape(T=1000 if D == 64 else 130, D=D, H=1, K=1)

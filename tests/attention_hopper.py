@@ -65,10 +65,8 @@ def problem(case: Case, seed: int = 0) -> Inputs:
     ids = None
     if case.packed:
         cut = [np.where(np.arange(n) < n // 2, 7, 3) for n in (case.T, case.S)]
-        ids = tuple(
-            jnp.asarray(np.where(np.arange(len(c)) < len(c) - 9, c, 0)[None], jnp.int32)
-            for c in cut
-        )
+        end = [np.where(np.arange(len(c)) < len(c) - 9, c, 0)[None] for c in cut]
+        ids = (jnp.asarray(end[0], jnp.int32), jnp.asarray(end[1], jnp.int32))
     tau = rng.uniform(0.25, 0.45, (1, case.H, case.T)) + case.shift
     cast = lambda x: jnp.asarray(x, jnp.float32).astype(case.dtype)
     return Inputs(

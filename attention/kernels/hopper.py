@@ -51,7 +51,7 @@ def tiling(D: int, Dv: int) -> Tiling:
     )
 
 
-def weights(e: jax.Array, coefficient: jax.Array | float, p: int) -> jax.Array:
+def weights(e: jax.Array, coefficient: jax.Array | float, p: int | float) -> jax.Array:
     """Signed weight of one view: coefficient 1 for the first, -lam for the second."""
     return coefficient * power(e, p)
 
@@ -62,7 +62,7 @@ def excess(s: jax.Array, tau: jax.Array) -> jax.Array:
 
 
 def score_gradients(
-    dp: jax.Array, e: jax.Array, coefficient: jax.Array | float, p: int
+    dp: jax.Array, e: jax.Array, coefficient: jax.Array | float, p: int | float
 ) -> jax.Array:
     """dL/ds of one view, of dp = <dL/do, v>."""
     return coefficient * (dp * power_slope(e, p))

@@ -70,6 +70,12 @@ def kernel(
     )
 
 
+def taker(refs: Sequence[Any]) -> Callable[..., list[Any]]:
+    """take(n, given=True): the next n refs of a kernel, or n times None where not given."""
+    rest = iter(refs)
+    return lambda n, given=True: [next(rest) if given else None for _ in range(n)]
+
+
 def fetch(pairs: Sequence[tuple[Any, Any]], barrier: Any) -> None:
     """Starts TMA copies of (source in global, target in shared memory); each arrives once."""
     for source, target in pairs:
@@ -89,36 +95,39 @@ def products(*pairs: tuple[Any, Any]) -> tuple[jax.Array, ...]:
             plgpu.wgmma(acc, a, b.transpose((1, 0)))
         return tuple(acc[...] for acc in accumulators)
 
-    tiles = [plgpu.ACC((a.shape[0], b.shape[0]), jnp.float32) for a, b in pairs]
+    tiles = [plgpu.WGMMAAccumulatorRef((a.shape[0], b.shape[0]), jnp.float32) for a, b in pairs]
     return pl.run_scoped(run, *tiles)
 
 
 def accumulate(
-    *terms: tuple[jax.Array, jax.Array, Any], spill: Any = None
+    *terms: tuple[jax.Array, jax.Array, Any], spill: Any, wg: jax.Array
 ) -> tuple[jax.Array, ...]:
     """acc + a @ b for (acc, a in registers, b in shared memory), one wait for all of them.
 
-    spill: None, or shared memory of a's shape. The interpreter has no wgmma with an operand in
-        registers and no run_state, so there a goes through shared memory and is added afterwards.
+    spill: None, or shared memory [warpgroups, *a's shape]. The interpreter has no wgmma with an
+        operand in registers and no run_state: there a goes through shared memory, and the product
+        is added afterwards.
     """
     if spill is not None:
         results = []
         for acc, a, b in terms:
-            spill[...] = a
+            spill.at[wg][...] = a
             plgpu.commit_smem()
 
             def run(total: Any, b: Any = b) -> jax.Array:
-                plgpu.wgmma(total, spill, b)
+                plgpu.wgmma(total, spill.at[wg], b)
                 return total[...]
 
-            results.append(acc + pl.run_scoped(run, plgpu.ACC(acc.shape, jnp.float32)))
+            total = plgpu.WGMMAAccumulatorRef((acc.shape[0], acc.shape[1]), jnp.float32)
+            results.append(acc + pl.run_scoped(run, total))
         return tuple(results)
 
     def run_all(accumulators: Any) -> None:
         for acc, (_, a, b) in zip(accumulators, terms, strict=True):
             plgpu.wgmma(acc, a, b)
 
-    return pl.run_state(run_all)(tuple(plgpu.ACC.init(acc) for acc, _, _ in terms))
+    start: Any = tuple(plgpu.WGMMAAccumulatorRef.init(acc) for acc, _, _ in terms)
+    return pl.run_state(run_all)(start)
 
 
 def any_positive(tile: jax.Array, votes: Any) -> jax.Array:

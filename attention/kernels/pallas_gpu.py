@@ -104,9 +104,8 @@ def _core(q: Any, k: Any, v: Any, tau: Any, lam: Any, ids: Any, static: Any) -> 
 def _forward(q: Any, k: Any, v: Any, tau: Any, lam: Any, ids: Any, static: Any) -> Any:
     """Output, and what the backward pass needs: the inputs and the live tiles."""
     _, offset, tiles, _ = static
-    operands = pad(q, k, v, tau, ids, tiles.keys)
-    o, live = forward(*operands, lam, static)
-    visible = hopper.visible_tiles(*live.shape[-2:], tiles.keys, offset)
+    o, live = forward(pad(q, k, v, tau, ids, tiles.keys), lam, static)
+    visible = hopper.visible_tiles(live.shape[2], live.shape[3], tiles.keys, offset)
     # Tiles that causality hides are never visited, and their flags never written.
     live = (live != 0) & jnp.broadcast_to(visible, live.shape)
     return o[:, : q.shape[2]], (q, k, v, tau, lam, ids, live)
@@ -117,7 +116,7 @@ def _backward(static: Any, residuals: Any, g: jax.Array) -> Any:
     tiles = static[2]
     operands = pad(q, k, v, tau, ids, tiles.keys)
     g = jnp.pad(g.astype(v.dtype), ((0, 0), (0, -g.shape[1] % BLOCK_ROWS), (0, 0), (0, 0)))
-    dq, dk, dv, dtau, dlam = backward(*operands, lam, g, live, static)
+    dq, dk, dv, dtau, dlam = backward(operands, lam, g, live, static)
     T, S = q.shape[2], k.shape[2]
     return dq[:, :, :T], dk[:, :, :S], dv[:, :S], dtau[..., :T], dlam, None
 
@@ -139,8 +138,9 @@ def pad(q: Any, k: Any, v: Any, tau: Any, ids: Any, keys: int) -> Any:
     return q, k, v, tau, (q_ids, jnp.pad(ids[1].astype(jnp.int32), ((0, 0), (0, s))))
 
 
-def forward(q: Any, k: Any, v: Any, tau: Any, ids: Any, lam: Any, static: Any) -> Any:
-    """The kernel over padded operands: o [B, T, H, Dv] and live int32 [B, H, T/64, S/keys]."""
+def forward(operands: Any, lam: jax.Array, static: Any) -> Any:
+    """The kernel over operands of `pad`: o [B, T, H, Dv] and live int32 [B, H, T/64, S/keys]."""
+    q, k, v, tau, ids = operands
     spec, offset, (keys, stages, *_), interpret = static
     _, B, T, H, D = q.shape
     S, heads, Dv = v.shape[1:]
@@ -150,13 +150,14 @@ def forward(q: Any, k: Any, v: Any, tau: Any, ids: Any, lam: Any, static: Any) -
     tile = (ROWS, keys)
 
     def body(*refs: Any) -> None:
-        q_ref, k_ref, v_ref, tau_ref, lam_ref, *refs = refs
-        q_ids_ref, kv_ids_ref = (refs.pop(0), refs.pop(0)) if ids is not None else (None, None)
-        o_ref, live_ref, q_smem, k_smem, v_smem, tau_smem, votes, *refs = refs
-        q_ready, k_ready, v_ready, k_free, v_free, *refs = refs
-        o_smem = refs.pop(0) if Dv != D else None
-        q_ids_smem, kv_ids_smem = (refs.pop(0), refs.pop(0)) if ids is not None else (None, None)
-        spill = refs.pop(0) if interpret else None
+        take = mosaic.taker(refs)
+        q_ref, k_ref, v_ref, tau_ref, lam_ref = take(5)
+        q_ids_ref, kv_ids_ref = take(2, ids is not None)
+        o_ref, live_ref, q_smem, k_smem, v_smem, tau_smem, votes = take(7)
+        q_ready, k_ready, v_ready, k_free, v_free = take(5)
+        (o_smem,) = take(1, Dv != D)
+        q_ids_smem, kv_ids_smem = take(2, ids is not None)
+        (spill,) = take(1, bool(interpret))
         b, h, wg = lax.axis_index("batch"), lax.axis_index("heads"), lax.axis_index("wg")
         # The longest rows first: what runs last is short.
         i = num_rows - 1 - lax.axis_index("rows")
@@ -175,18 +176,18 @@ def forward(q: Any, k: Any, v: Any, tau: Any, ids: Any, lam: Any, static: Any) -
             plgpu.barrier_wait(q_ready.at[wg])
             along = plgpu.Layout.WGMMA.reduce(1)
             tau = mosaic.spread(mosaic.load(tau_smem.at[wg], along), tile, 0)
-            q_ids = mosaic.load(q_ids_smem.at[wg], along) if ids is not None else None
+            q_ids: Any = mosaic.load(q_ids_smem.at[wg], along) if ids is not None else None
             minus_lam = -lam_ref[h]
             mine = hopper.key_tiles(first, ROWS, keys, num, offset)
 
             def mask(es: Any, j: jax.Array, slot: jax.Array) -> Any:
                 rows = mosaic.iota(tile, 0) + first
                 cols = mosaic.iota(tile, 1) + j * keys
-                pair = (None, None)
+                pair: Any = (None, None)
                 if ids is not None:
                     across = mosaic.load(kv_ids_smem.at[slot], plgpu.Layout.WGMMA.reduce(0))
                     pair = (mosaic.spread(q_ids, tile, 0), mosaic.spread(across, tile, 1))
-                return tuple(hopper.mask_tile(e, rows, cols, *pair, offset) for e in es)
+                return tuple(hopper.mask_tile(e, rows, cols, pair[0], pair[1], offset) for e in es)
 
             def step(j: jax.Array, acc: jax.Array) -> jax.Array:
                 slot = lax.rem(j, jnp.int32(stages))
@@ -206,7 +207,7 @@ def forward(q: Any, k: Any, v: Any, tau: Any, ids: Any, lam: Any, static: Any) -
                 a = a.astype(dtype)
 
                 def add(acc: jax.Array) -> jax.Array:
-                    return mosaic.accumulate((acc, a, v_smem.at[slot]), spill=_at(spill, wg))[0]
+                    return mosaic.accumulate((acc, a, v_smem.at[slot]), spill=spill, wg=wg)[0]
 
                 if spec.skip:
                     live = mosaic.any_positive(jnp.maximum(*es), votes.at[wg])
@@ -292,10 +293,6 @@ def forward(q: Any, k: Any, v: Any, tau: Any, ids: Any, lam: Any, static: Any) -
         interpret=interpret,
     )
     return run(flat(q), flat(k), v, tau, lam, *(ids or ()))
-
-
-def _at(ref: Any, index: Any) -> Any:
-    return None if ref is None else ref.at[index]
 
 
 def flat(x: jax.Array) -> jax.Array:

@@ -32,19 +32,19 @@ TILE = (ROWS, ROWS)
 ALONG, ACROSS = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
 
 
-def backward(
-    q: Any, k: Any, v: Any, tau: Any, ids: Any, lam: Any, g: Any, live: jax.Array, static: Any
-) -> Any:
+def backward(operands: Any, lam: jax.Array, g: jax.Array, live: jax.Array, static: Any) -> Any:
     """Gradients of padded operands: dq, dk, dv, dtau, dlam.
 
     Args:
+        operands: q, k, v, tau and ids as `pallas_gpu.pad` leaves them.
         g: [B, T, H, Dv], dL/do.
         live: bool [B, H, T/64, S/keys], tiles of the forward pass with a survivor.
     """
+    q, k, v, tau, ids = operands
     by_rows, by_keys = live_lists(fine(live, static), k.shape[3])
-    operands = (q.reshape(-1, *q.shape[2:]), k.reshape(-1, *k.shape[2:]), v, tau, lam, g)
-    dq, dtau, dlam = dq_kernel(operands, ids, by_rows, static)
-    dk, dv = dkv_kernel(operands, ids, by_keys, static)
+    inputs = (q.reshape(-1, *q.shape[2:]), k.reshape(-1, *k.shape[2:]), v, tau, lam, g)
+    dq, dtau, dlam = dq_kernel(inputs, ids, by_rows, static)
+    dk, dv = dkv_kernel(inputs, ids, by_keys, static)
     return dq.reshape(q.shape), dk.reshape(k.shape), dv, dtau, jnp.sum(dlam, axis=(0, 2))
 
 
@@ -52,7 +52,8 @@ def fine(live: jax.Array, static: Any) -> jax.Array:
     """Flags of tiles of 64 x 64, from those of 64 x keys."""
     _, offset, tiles, _ = static
     live = jnp.repeat(live, tiles.keys // ROWS, axis=-1)
-    return live & jnp.broadcast_to(hopper.visible_tiles(*live.shape[-2:], ROWS, offset), live.shape)
+    visible = hopper.visible_tiles(live.shape[2], live.shape[3], ROWS, offset)
+    return live & jnp.broadcast_to(visible, live.shape)
 
 
 def live_lists(live: jax.Array, heads: int) -> tuple[Any, Any]:
@@ -77,18 +78,17 @@ def masked(
     e: jax.Array, first: Any, first_key: Any, rows_axis: int, ids: Any, offset: int | None
 ) -> jax.Array:
     """e of a tile with its mask; rows_axis is the axis of the query rows, ids along each axis."""
-    q_ids, kv_ids = (None, None) if ids is None else ids
     if offset is None and ids is None:
         return e
 
     def mask(e: jax.Array) -> jax.Array:
         rows = mosaic.iota(TILE, rows_axis) + first
         cols = mosaic.iota(TILE, 1 - rows_axis) + first_key
-        pair = (None, None)
+        pair: Any = (None, None)
         if ids is not None:
-            spread_q = mosaic.spread(q_ids, TILE, rows_axis)
-            pair = (spread_q, mosaic.spread(kv_ids, TILE, 1 - rows_axis))
-        return hopper.mask_tile(e, rows, cols, *pair, offset)
+            spread_q = mosaic.spread(ids[0], TILE, rows_axis)
+            pair = (spread_q, mosaic.spread(ids[1], TILE, 1 - rows_axis))
+        return hopper.mask_tile(e, rows, cols, pair[0], pair[1], offset)
 
     if ids is not None or offset is None:
         return mask(e)
@@ -98,19 +98,20 @@ def masked(
 def dq_kernel(operands: Any, ids: Any, lists: Any, static: Any) -> Any:
     """dq [2 B, T, H, D], dtau [B, H, T] and the rows of dlam [B, H, T]."""
     spec, offset, tiles, interpret = static
-    q, _, v, _, lam, _ = operands
+    q, _, v, *_ = operands
     counts, index = lists
     (S, heads, Dv), (T, H, D) = v.shape[1:], q.shape[1:]
     B, group, dtype = v.shape[0], H // heads, v.dtype
     num_rows, stages = T // BLOCK_ROWS, max(1, min(tiles.stages_dq, S // ROWS))
 
     def body(*refs: Any) -> None:
-        q_ref, k_ref, v_ref, tau_ref, lam_ref, g_ref, counts_ref, index_ref, *refs = refs
-        q_ids_ref, kv_ids_ref = (refs.pop(0), refs.pop(0)) if ids is not None else (None, None)
-        dq_ref, dtau_ref, dlam_ref, q_smem, g_smem, k_smem, v_smem, tau_smem, row_smem, *refs = refs
-        q_ready, ready, free, *refs = refs
-        q_ids_smem, kv_ids_smem = (refs.pop(0), refs.pop(0)) if ids is not None else (None, None)
-        spill = refs.pop(0) if interpret else None
+        take = mosaic.taker(refs)
+        q_ref, k_ref, v_ref, tau_ref, lam_ref, g_ref, counts_ref, index_ref = take(8)
+        q_ids_ref, kv_ids_ref = take(2, ids is not None)
+        dq_ref, dtau_ref, dlam_ref = take(3)
+        q_smem, g_smem, k_smem, v_smem, tau_smem, row_smem, q_ready, ready, free = take(9)
+        q_ids_smem, kv_ids_smem = take(2, ids is not None)
+        (spill,) = take(1, bool(interpret))
         b, h, wg = lax.axis_index("batch"), lax.axis_index("heads"), lax.axis_index("wg")
         i = num_rows - 1 - lax.axis_index("rows")
         count = counts_ref[b, h, i]
@@ -152,8 +153,7 @@ def dq_kernel(operands: Any, ids: Any, lists: Any, static: Any) -> Any:
                     if t == 1:
                         dlam = dlam - jnp.sum(dp * power(e, spec.p), axis=1)
                     term = (dqs[t], ds.astype(dtype), k_smem.at[2 * slot + t])
-                    at = None if spill is None else spill.at[wg]
-                    dqs[t] = mosaic.accumulate(term, spill=at)[0]
+                    dqs[t] = mosaic.accumulate(term, spill=spill, wg=wg)[0]
                 if ids is not None:
                     plgpu.commit_smem()  # read by threads, to be written by TMA
                 plgpu.barrier_arrive(free.at[slot])
@@ -236,12 +236,13 @@ def dkv_kernel(operands: Any, ids: Any, lists: Any, static: Any) -> Any:
     num_q, stages = T // ROWS, tiles.stages_dkv
 
     def body(*refs: Any) -> None:
-        q_ref, k_ref, v_ref, tau_ref, lam_ref, g_ref, counts_ref, index_ref, *refs = refs
-        q_ids_ref, kv_ids_ref = (refs.pop(0), refs.pop(0)) if ids is not None else (None, None)
-        dk_ref, dv_ref, k_smem, v_smem, sum_smem, q_smem, g_smem, tau_smem, *refs = refs
-        k_ready, ready, free, joined, *refs = refs
-        q_ids_smem, kv_ids_smem = (refs.pop(0), refs.pop(0)) if ids is not None else (None, None)
-        spill = refs.pop(0) if interpret else None
+        take = mosaic.taker(refs)
+        q_ref, k_ref, v_ref, tau_ref, lam_ref, g_ref, counts_ref, index_ref = take(8)
+        q_ids_ref, kv_ids_ref = take(2, ids is not None)
+        dk_ref, dv_ref, k_smem, v_smem, sum_smem, q_smem, g_smem, tau_smem = take(8)
+        k_ready, ready, free, joined = take(4)
+        q_ids_smem, kv_ids_smem = take(2, ids is not None)
+        (spill,) = take(1, bool(interpret))
         b, head, wg = lax.axis_index("batch"), lax.axis_index("heads"), lax.axis_index("wg")
         j = lax.axis_index("keys")  # the first keys are seen by most rows and start first
         own = pl.ds(j * ROWS, ROWS)
@@ -279,7 +280,8 @@ def dkv_kernel(operands: Any, ids: Any, lists: Any, static: Any) -> Any:
                 carry = mosaic.accumulate(
                     (dk, ds, q_smem.at[slot, wg]),
                     (dv, w, g_smem.at[slot]),
-                    spill=None if spill is None else spill.at[wg],
+                    spill=spill,
+                    wg=wg,
                 )
                 plgpu.commit_smem()  # tau was read by threads and will be written by TMA
                 plgpu.barrier_arrive(free.at[slot])
