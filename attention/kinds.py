@@ -33,8 +33,27 @@ from jax.core import Tracer
 
 from attention import masks, tda
 from attention.kernels import power
-from attention.names import BIASED, KINDS, NORMED, TWO_VIEWS
+from attention.names import (
+    BIASED,
+    KINDS,
+    check_kind,
+    implementations,
+    needs_output_norm,
+    takes_bias,
+    views,
+)
 
+__all__ = [
+    "BIASED",
+    "KINDS",
+    "apply_map",
+    "attention",
+    "attention_map",
+    "implementations",
+    "needs_output_norm",
+    "takes_bias",
+    "views",
+]
 Values = jax.Array | np.ndarray
 _SCALE = frozenset({"logit_scale"})
 _THRESHOLD = frozenset({"beta", "kappa", "p"})
@@ -54,32 +73,6 @@ DEFAULTS = MappingProxyType({"lam": 0.5, "scale": 1.0, "beta": 1.0, "kappa": 1.0
 NO_KNOBS: Mapping[str, Any] = MappingProxyType({})
 CHUNK = 512  # queries per block: scores of a block are [B, H, CHUNK, S]
 NEWTON_STEPS = 20  # of entmax; 12 reach float32 rounding on the worst rows tried
-
-
-def views(kind: str) -> int:
-    """Number of query and key views of a kind, 1 or 2."""
-    _check_kind(kind)
-    return 2 if kind in TWO_VIEWS else 1
-
-
-def needs_output_norm(kind: str) -> bool:
-    """Whether rows of A have no fixed weight, so that an RMSNorm per head belongs after."""
-    _check_kind(kind)
-    return kind in NORMED
-
-
-def takes_bias(kind: str) -> bool:
-    """Whether a bias may be added to the logits."""
-    _check_kind(kind)
-    return kind in BIASED
-
-
-def implementations(kind: str) -> tuple[str, ...]:
-    """Names that `implementation` may have beside None."""
-    _check_kind(kind)
-    if kind == "tda":
-        return tda.IMPLEMENTATIONS
-    return ("reference", "xla", "cudnn") if kind == "softmax" else ("reference", "xla")
 
 
 def attention(
@@ -395,11 +388,6 @@ def _cudnn_covers(
     )
 
 
-def _check_kind(kind: str) -> None:
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}: must be one of {', '.join(KINDS)}")
-
-
 def _check(
     q: jax.Array,
     k: jax.Array,
@@ -411,7 +399,7 @@ def _check(
     q_offset: masks.Offset,
 ) -> None:
     """ValueError naming the first argument that is not allowed, and what is."""
-    _check_kind(kind)
+    check_kind(kind)
     V = views(kind)
     if q.ndim != 5 or q.shape[0] != V:
         raise ValueError(f"q has shape {q.shape}: {kind} takes [{V}, B, T, H, D]")

@@ -15,8 +15,6 @@ most weights are exact zeros; rows need not sum to anything, and whole rows may 
 why an RMSNorm (`output_norm`) follows.
 """
 
-import importlib
-import importlib.util
 from types import ModuleType
 from typing import Any
 
@@ -27,9 +25,9 @@ from jax import lax
 from jax.core import Tracer
 
 from attention import masks
-from attention.kernels import Spec, reference, xla
+from attention.kernels import Spec, pallas_gpu, pallas_tpu, reference, xla
+from attention.names import TDA_IMPLEMENTATIONS
 
-IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu", "interpret")
 Scalar = int | float | np.floating | jax.Array | np.ndarray
 
 
@@ -145,11 +143,14 @@ def dispatch(
     implementation: str | None, arguments: Any, q_offset: masks.Offset, spec: Spec
 ) -> jax.Array:
     """Runs a backend on (q, k, v, tau, lam, q_segment_ids, kv_segment_ids), q and k normalised."""
-    tpu, gpu = _kernel("pallas_tpu"), _kernel("pallas_gpu")
-    named: dict[str, Any] = {"reference": reference, "xla": xla}
-    named |= {"pallas_tpu": tpu, "interpret": tpu, "pallas_gpu": gpu}
     if implementation is not None:
-        module = named[implementation]
+        module = {
+            "reference": reference,
+            "xla": xla,
+            "pallas_tpu": pallas_tpu,
+            "interpret": pallas_tpu,
+            "pallas_gpu": pallas_gpu,
+        }[implementation]
         reason = _uncovered(module, arguments, q_offset, spec)
         if reason:
             raise ValueError(f"implementation={implementation!r} does not cover this: {reason}")
@@ -159,20 +160,24 @@ def dispatch(
     def run(module: ModuleType):
         return lambda *arguments: module.tda(*arguments, q_offset, spec)
 
-    platforms = {"tpu": tpu, "cuda": gpu}
+    platforms: dict[str, ModuleType] = {"tpu": pallas_tpu}
+    if _hopper_or_absent():
+        platforms["cuda"] = pallas_gpu
     kernels = {
         platform: run(module)
         for platform, module in platforms.items()
-        if module is not None and not _uncovered(module, arguments, q_offset, spec)
+        if not _uncovered(module, arguments, q_offset, spec)
     }
     if not kernels:
         return run(xla)(*arguments)
     return lax.platform_dependent(*arguments, default=run(xla), **kernels)
 
 
-def _kernel(name: str) -> ModuleType | None:
-    name = f"attention.kernels.{name}"
-    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+def _hopper_or_absent() -> bool:
+    """False if the GPU here is none of the only generation the GPU kernels are written for."""
+    if jax.default_backend() != "gpu":
+        return True  # nothing runs here; what is lowered for CUDA is lowered for Hopper
+    return str(getattr(jax.devices()[0], "compute_capability", "")).startswith("9.")
 
 
 def _static_offset(T: int, S: int, q_offset: masks.Offset) -> int | jax.Array:
@@ -194,9 +199,10 @@ def check(
     q: Any, k: Any, v: Any, lam: Any, q_ids: Any, kv_ids: Any, q_offset: Any, implementation: Any
 ) -> None:
     """ValueError naming the first argument whose shape, dtype or value is not allowed."""
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
+    if implementation is not None and implementation not in TDA_IMPLEMENTATIONS:
         raise ValueError(
-            f"implementation={implementation!r} is not None or one of {', '.join(IMPLEMENTATIONS)}"
+            f"implementation={implementation!r} is not None or one of "
+            + ", ".join(TDA_IMPLEMENTATIONS)
         )
     if q.ndim != 5 or q.shape[0] != 2:
         raise ValueError(f"q has shape {q.shape}, expected [2, B, T, H, D]")

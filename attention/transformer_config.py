@@ -4,7 +4,7 @@
 import dataclasses
 from typing import Any
 
-from attention import kinds
+from attention import names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +15,7 @@ class TransformerConfig:
         width, heads, head_dim, mlp_width, layers: sizes, >= 1; layers of each stack.
         kv_heads: divides heads; 0 is as many as heads.
         vocab_size: of `EncoderDecoder`, 0 where no embedding is wanted.
-        attention: a kind of `attention.kinds.KINDS`, of self and cross attention.
+        attention: a kind of `attention.names.KINDS`, of self and cross attention.
         implementation: of `attention.kinds.attention`; "auto" is None there.
         views: of two-view kinds. "doubled": twice the q and k projections. "split": half the heads,
             values twice as wide, as many parameters as one view (Ye et al. 2024).
@@ -80,7 +80,7 @@ class TransformerConfig:
         for name in ("kv_heads", "vocab_size"):
             require(getattr(self, name) >= 0, name, "must be at least 0")
         allowed = {
-            "attention": kinds.KINDS,
+            "attention": names.KINDS,
             "views": ("doubled", "split"),
             "position": ("none", "rope", "t5"),
             "norm": ("rms", "layer"),
@@ -90,9 +90,9 @@ class TransformerConfig:
         }
         for name, values in allowed.items():
             require(getattr(self, name) in values, name, f"must be one of {values}")
-        names = ("auto", *kinds.implementations(self.attention))
-        rule = f"{self.attention} allows {', '.join(names)}"
-        require(self.implementation in names, "implementation", rule)
+        known = ("auto", *names.implementations(self.attention))
+        rule = f"{self.attention} allows {', '.join(known)}"
+        require(self.implementation in known, "implementation", rule)
         positive = ("norm_eps", "rope_theta", "beta", "kappa", "output_norm_eps", "embed_std")
         for name in positive:
             require(getattr(self, name) > 0, name, "must be > 0")
@@ -101,11 +101,11 @@ class TransformerConfig:
         require(0 <= self.dropout < 1, "dropout", "must be in [0, 1)")
         require(self.heads % (self.kv_heads or self.heads) == 0, "kv_heads", "must divide heads")
         if self.views == "split":
-            require(kinds.views(self.attention) == 2, "views", "split needs diff or tda")
+            require(names.views(self.attention) == 2, "views", "split needs diff or tda")
             require(self.heads % 2 == 0, "heads", "must be even where views are split")
             require((self.kv_heads or 2) % 2 == 0, "kv_heads", "must be even where views are split")
         if self.position == "t5":
-            require(kinds.takes_bias(self.attention), "position", f"{self.attention}: no bias")
+            require(names.takes_bias(self.attention), "position", f"{self.attention}: no bias")
         require(
             self.position != "rope" or self.head_dim % 2 == 0, "head_dim", "must be even for rope"
         )

@@ -95,9 +95,9 @@ class LMConfig:
         }
         for name, values in allowed.items():
             _require(getattr(self, name) in values, self, name, f"must be one of {values}")
-        names = ("auto", *kinds.implementations(self.attention))
-        rule = f"{self.attention} allows {', '.join(names)}"
-        _require(self.implementation in names, self, "implementation", rule)
+        known = ("auto", *names.implementations(self.attention))
+        rule = f"{self.attention} allows {', '.join(known)}"
+        _require(self.implementation in known, self, "implementation", rule)
         for name in ("norm_eps", "rope_theta", "beta", "kappa", "output_norm_eps", "init_std"):
             _require(getattr(self, name) > 0, self, name, "must be > 0")
         for name in ("ntk_factor", "llama3_factor", "power", "llama3_original"):
@@ -111,7 +111,7 @@ class LMConfig:
     @property
     def views(self) -> int:
         """Query and key views of the kind of attention, 1 or 2."""
-        return 2 if self.attention in names.TWO_VIEWS else 1
+        return names.views(self.attention)
 
 
 def _require(holds: bool, cfg: LMConfig, name: str, rule: str) -> None:
