@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from attention.names import KINDS
-from tests.learning import SEEDS, leave, train
+from tests.learning import leave, train, train_all
 
 pytestmark = pytest.mark.slow
 LAYERS = 4
@@ -25,23 +25,10 @@ def mean(runs: list[dict[str, Any]], name: str) -> float:
 @pytest.mark.data
 def test_kinds_on_real_text(tmp_path: Path) -> None:
     """300 updates on Tiny Shakespeare: losses of all kinds, exact zeros, mute rows, first token."""
-    conditions = {kind: (f"--config.model.attention={kind}",) for kind in KINDS}
-    conditions["tda beta=.5"] = ("--config.model.attention=tda", "--config.model.beta=0.5")
-    runs = {
-        name: [
-            train(
-                tmp_path / f"{name}-{seed}",
-                "lm",
-                seed,
-                *options,
-                "--config.train.steps=300",
-                "--config.optim.decay=300",
-                "--config.eval.every=300",
-            )
-            for seed in SEEDS
-        ]
-        for name, options in conditions.items()
-    }
+    short = ("--config.train.steps=300", "--config.optim.decay=300", "--config.eval.every=300")
+    conditions = {kind: (f"--config.model.attention={kind}", *short) for kind in KINDS}
+    conditions["tda beta=.5"] = (*conditions["tda"], "--config.model.beta=0.5")
+    runs = train_all(tmp_path, "lm", conditions)
     leave(
         "lm_kinds",
         "softmax <= tda < rela in valid/loss, tda - softmax <= .15; tda: zeros >= .95 in every "
@@ -71,10 +58,8 @@ def test_softmax_reaches_the_yardstick(tmp_path: Path) -> None:
 def test_passkey_by_length(tmp_path: Path) -> None:
     """Trained at 128 tokens, asked up to 2048; what is fixed is the training length alone."""
     kinds = ("softmax", "ssmax", "rela", "diff", "tra", "tda")
-    runs = {
-        kind: [train(tmp_path / kind, "passkey", 0, f"--config.model.attention={kind}")]
-        for kind in kinds
-    }
+    conditions = {kind: (f"--config.model.attention={kind}",) for kind in kinds}
+    runs = train_all(tmp_path, "passkey", conditions, seeds=(0,))
     leave("passkey_lengths", "softmax and tda: accuracy >= .95 at the training length", runs)
     for kind in ("softmax", "tda"):
         assert mean(runs[kind], "valid/accuracy") >= 0.95

@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs as a user types them, and the dated result files that the slow tests leave."""
+"""Runs as a user types them, and the dated result files that the slow tests leave.
+
+With $SLOW_RUNS=FOLDER the runs are kept there, and a second try goes on where the first stopped.
+"""
 
 import datetime
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +32,8 @@ def train(workdir: Path, system: str, seed: int, *options: str) -> dict[str, Any
         f"--config.seed={seed}",
         *options,
     ]
+    if "SLOW_RUNS" in os.environ:
+        workdir = Path(os.environ["SLOW_RUNS"]).absolute() / system / workdir.name
     run = subprocess.run(
         [sys.executable, *words, f"--workdir={workdir}"],
         cwd=ROOT,
@@ -37,6 +45,22 @@ def train(workdir: Path, system: str, seed: int, *options: str) -> dict[str, Any
     results = json.loads((workdir / "results.json").read_text())
     versions = json.loads((workdir / "env.json").read_text())["versions"]
     return {**results, "versions": versions, "command": "python " + " ".join(words)}
+
+
+def train_all(
+    folder: Path, system: str, conditions: Mapping[str, Sequence[str]], seeds: Sequence[int] = SEEDS
+) -> dict[str, list[dict[str, Any]]]:
+    """Runs of every condition {name: options} and seed, one per core at a time."""
+    jobs = [(name, seed) for name in conditions for seed in seeds]
+
+    def one(job: tuple[str, int]) -> dict[str, Any]:
+        name, seed = job
+        place = folder / f"{re.sub('[^a-z0-9.]+', '-', name)}-s{seed}"
+        return train(place, system, seed, *conditions[name])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = dict(zip(jobs, pool.map(one, jobs), strict=True))
+    return {name: [results[name, seed] for seed in seeds] for name in conditions}
 
 
 def leave(name: str, criterion: str, runs: dict[str, list[dict[str, Any]]]) -> None:
