@@ -14,6 +14,8 @@ from attention.tda import tda_attention
 from tests import attention_oracle as oracle
 from tests.attention_oracle import Case
 
+QUICK = {"xla_backend_optimization_level": 0}
+append = jax.jit(decode.append, compiler_options=QUICK)
 CASE = Case("cache", T=1, S=600, H=4, K=2, D=48, Dv=32)
 
 
@@ -96,6 +98,28 @@ def test_the_bound_is_certified(dtype: Any) -> None:
         assert ((q * whole).sum(-1) <= (q * hat).sum(-1) + delta + slack).all()
 
 
+def test_a_key_that_the_sketch_underrates_is_kept() -> None:
+    """A threshold right below the score of the key whose sketch falls short most."""
+    rng = np.random.default_rng(2)
+    k, q = rng.normal(size=(2, 1, 500, 1, 16)), rng.normal(size=(2, 1, 1, 16))
+    cache = decode.empty_cache(1, 500, 1, 16, 16, jnp.float32)
+    cache = append(cache, np.float32(k), jnp.zeros((1, 500, 1, 16)))
+    unit = q[0, 0, 0] / np.linalg.norm(q[0, 0, 0])
+    score = np.asarray(cache.k, float)[0, 0, :, 0] @ unit
+    rated = np.asarray(cache.sketch, float)[0, 0, :, 0] @ unit * np.asarray(cache.scale)[0, 0, :, 0]
+    key = np.argmax(np.where(score > 0.3, score - rated, -1))
+    assert score[key] - rated[key] > 1e-3
+    beta = jnp.float32((score[key] - 1e-5) / np.sqrt(2 * np.log(500) / 16))
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def step(q: Any, cache: Any, beta: Any) -> Any:
+        unit, tau = decode._prepare(q, cache, jnp.zeros(1), beta, 1.0, 2)
+        return decode.dense_weights(unit, cache, tau, 2), decode.candidates(unit, cache, tau)
+
+    weights, marked = step(np.float32(q), cache, beta)
+    assert weights[0, 0, 0, 0, key] > 0 and marked[0, 0, key]
+
+
 def test_incremental_decoding_is_prefill() -> None:
     """Token by token, append and decode, against the causal operator row by row."""
     case = Case("rows", T=12, S=12, H=4, K=2, D=32, Dv=16)
@@ -123,10 +147,10 @@ def test_appending_at_once_or_in_pieces() -> None:
     x = oracle.problem(Case("pieces", T=12, S=12, K=2, D=32))
     k, v = jnp.asarray(x["k"]), jnp.asarray(x["v"])
     cache = decode.empty_cache(2, 20, 2, 32, 16)
-    whole = decode.append(cache, k, v)
-    pieces = decode.append(decode.append(cache, k[:, :, :5], v[:, :5]), k[:, :, 5:], v[:, 5:])
+    whole = append(cache, k, v)
+    pieces = append(append(cache, k[:, :, :5], v[:, :5]), k[:, :, 5:], v[:, 5:])
     jax.tree.map(np.testing.assert_array_equal, whole, pieces)
-    shifted = decode.append(cache._replace(length=jnp.asarray([0, 3])), k, v)
+    shifted = append(cache._replace(length=jnp.asarray([0, 3])), k, v)
     np.testing.assert_array_equal(shifted.sketch[:, 1, 3:15], whole.sketch[:, 1, :12])
     np.testing.assert_array_equal(shifted.v[1, 3:15], whole.v[1, :12])
     np.testing.assert_array_equal(shifted.length, [12, 15])

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import pytest
 
 from attention.tda import tda_attention
 
+ROOT = Path(__file__).resolve().parent.parent
 T = 4096
 
 
@@ -69,17 +71,16 @@ def test_the_default_picks_by_platform(backward: bool) -> None:
     assert "tpu_custom_call" not in traced.lower(lowering_platforms=("cpu",)).as_text()
 
 
-def test_the_default_falls_back(backward: bool = True) -> None:
+def test_the_default_falls_back() -> None:
     """What the kernels do not cover runs on xla, on TPUs too."""
     arguments = shapes(64, 2, 2, False, jnp.float16)
-    text = function(None, backward).trace(*arguments).lower(lowering_platforms=("tpu",)).as_text()
+    text = function(None, True).trace(*arguments).lower(lowering_platforms=("tpu",)).as_text()
     assert "tpu_custom_call" not in text and "stablehlo.while" in text
 
 
 def run_tool(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "attention.tpu_aot", *words], capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "attention.tpu_aot", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")

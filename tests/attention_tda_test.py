@@ -64,6 +64,16 @@ def test_doors_agree(x: dict[str, Any], implementation: str | None) -> None:
     assert np.abs(o - wanted).max() <= 2e-6 * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_float64(x: dict[str, Any], implementation: str) -> None:
+    """Under x64 everything is computed in float64, thresholds and norms included."""
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(y, np.float64)) for y in inputs(x)]
+        o = attend(*wide, implementation=implementation)
+        assert o.dtype == jnp.float64
+        np.testing.assert_allclose(np.asarray(o), oracle.solve(CASE, x)["o"], atol=1e-12)
+
+
 def test_gradients_through_the_door(x: dict[str, Any]) -> None:
     """platform_dependent, rematerialised norms and thresholds in between: same gradients."""
     grads = gradients(lambda *y: jnp.sum(attend_as_shipped(*y) * x["g"]), *inputs(x))
