@@ -276,6 +276,17 @@ def test_new_rows_and_frozen_rows(tied: bool) -> None:
         assert np.asarray(before)[~moved].tobytes() == np.asarray(after)[~moved].tobytes(), path
 
 
+def test_frozen_gradients_reach_no_norm() -> None:
+    """Clipping to 1 sees the chosen row of length 2 alone, not the huge frozen ones."""
+    params = {"a": jnp.zeros((3, 4)), "b": jnp.zeros(2)}
+    mask = vocabulary.train_mask(params, [("a", [1])])
+    optimiser = vocabulary.only(optax.clip_by_global_norm(1.0), mask)
+    grads = {"a": jnp.full((3, 4), 1e3).at[1].set(1.0), "b": jnp.full(2, 1e3)}
+    updates, _ = optimiser.update(grads, optimiser.init(params), params)
+    np.testing.assert_allclose(updates["a"], [[0] * 4, [0.5] * 4, [0] * 4], rtol=1e-6)
+    np.testing.assert_array_equal(updates["b"], [0, 0])
+
+
 def test_inits_of_new_rows() -> None:
     key, rows = jax.random.key(1), np.arange(32.0).reshape(2, 16)
     embed = PARAMS["embed"]
@@ -325,6 +336,9 @@ def test_rules_cover_every_parameter_and_a_sharded_step_is_the_same() -> None:
     placed = jax.tree_util.tree_map_with_path(place, params)
     assert used == set(range(len(model.partition_rules()))) - {4}  # no qkv bias here
     assert placed["blocks"]["attn"]["q"].addressable_shards[0].data.shape == (2, 8, 12)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(placed):
+        split = 1 if "norm" in jax.tree_util.keystr(path) else 8
+        assert leaf.addressable_shards[0].data.size == leaf.size // split, path
     got, want = run(placed, cfg, IDS).logits, run(params, cfg, IDS).logits
     np.testing.assert_allclose(got, want, atol=1e-4)
     specs = model.cache_rules(cfg, 4)
@@ -335,6 +349,29 @@ def test_rules_cover_every_parameter_and_a_sharded_step_is_the_same() -> None:
     )
     assert cache.k.addressable_shards[0].data.shape == (2, 1, 1, 8, 1, 6)
     assert model.cache_rules(cfg, 3).v[3] is None
+
+
+def test_initial_values() -> None:
+    """0.02, smaller where blocks write to the stream; lambda by depth; beta as configured."""
+    cfg = LMConfig(
+        **{**SIZES, "width": 96, "layers": 3},
+        attention="tda",
+        learn_beta=True,
+        beta=0.6,
+        lambda_init="depth",
+        tied=False,
+    )
+    params = fast(model.init, static_argnums=1)(jax.random.key(0), cfg)
+    attn, mlp = params["blocks"]["attn"], params["blocks"]["mlp"]
+    for leaf in (params["embed"], params["head"], attn["q"], attn["v"], mlp["up"]):
+        np.testing.assert_allclose(leaf.std(), 0.02, rtol=0.05)
+    for leaf in (attn["o"], mlp["down"]):
+        np.testing.assert_allclose(leaf.std(), 0.02 / 6**0.5, rtol=0.05)
+    first = jax.tree.map(lambda leaf: leaf[2], attn)
+    knobs = model.knobs(cfg, first)
+    np.testing.assert_allclose(knobs["lam"], 0.8 - 0.6 * np.exp(-0.6), rtol=1e-5)
+    np.testing.assert_allclose(knobs["beta"], 0.6, rtol=1e-5)
+    assert attn["out_norm"].shape == (3, 4, 6) and (attn["out_norm"] == 1).all()
 
 
 def parameters(cfg: LMConfig) -> int:

@@ -192,6 +192,8 @@ def test_beams_stop_and_can_prefer_length() -> None:
     best = brute([3, 1], 3, sorted(set(ended)))
     got = [out.ids[0, i, : int(out.lengths[0, i])].tolist() for i in range(3)]
     assert got == [s for _, s in best[:3]]
+    np.testing.assert_allclose(out.scores[0, :3], [s for s, _ in best[:3]], atol=1e-4)
+    assert len({tuple(s) for s in out.ids[0].tolist()}) == 7  # an ended beam does not multiply
     assert len(set(np.asarray(out.lengths[0]).tolist())) > 1
     long = beam.beam_search(
         PARAMS, CFG, ids, mask, beams=7, max_new=3, stop_ids=(stop,), length_penalty=5.0

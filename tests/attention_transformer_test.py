@@ -145,6 +145,91 @@ def test_decoder_cache_scan_remat_and_beams(case: str) -> None:
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * most)
 
 
+def numpy_decoder(params: Any, cfg: TransformerConfig, x: np.ndarray, memory: np.ndarray):
+    """One row through a decoder of softmax attention without positions or with T5's bias."""
+    T, group = len(x), cfg.heads // (cfg.kv_heads or cfg.heads)
+
+    def dense(x: np.ndarray, w: Any) -> np.ndarray:
+        return x @ w["kernel"] + w.get("bias", 0)
+
+    def norm(x: np.ndarray, w: Any) -> np.ndarray:
+        x = x - x.mean(-1, keepdims=True) if cfg.norm == "layer" else x
+        scaled = x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.norm_eps) * w["scale"]
+        return scaled + w.get("bias", 0)
+
+    def attend(x: np.ndarray, source: np.ndarray, w: Any, bias: Any) -> np.ndarray:
+        q, k, v = (dense(z, w[n]) for z, n in ((x, "q"), (source, "k"), (source, "v")))
+        out = []
+        for h in range(cfg.heads):
+            mine, other = (slice(i * cfg.head_dim, (i + 1) * cfg.head_dim) for i in (h, h // group))
+            s = q[:, mine] @ k[:, other].T * (cfg.head_dim**-0.5 if cfg.scale_logits else 1)
+            s = s + (0 if bias is None else bias[h])
+            A = np.exp(s - s.max(-1, keepdims=True))
+            out.append(A / A.sum(-1, keepdims=True) @ v[:, other])
+        return dense(np.concatenate(out, -1), w["o"])
+
+    def mlp(x: np.ndarray, w: Any) -> np.ndarray:
+        up = dense(x, w["up"])
+        if cfg.mlp == "relu":
+            return dense(np.maximum(up, 0), w["down"])
+        tanh = np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3))
+        return dense(0.5 * up * (1 + tanh), w["down"])
+
+    future = np.where(np.tril(np.ones((T, T))), 0, -1e9)[None].repeat(cfg.heads, 0)
+    if cfg.position == "t5":
+        behind = np.maximum(np.arange(T)[:, None] - np.arange(T), 0)  # exact: all below 16
+        future = future + np.moveaxis(params["relative_bias"]["table"][behind], 2, 0)
+    for layer in range(cfg.layers):
+        w = params[f"block_{layer}"]
+        parts = (
+            ("attn", lambda h, w=w: attend(h, h, w["attn"], future)),
+            ("cross", lambda h, w=w: attend(h, memory, w["cross"], None)),
+            ("mlp", lambda h, w=w: mlp(h, w["mlp"])),
+        )
+        for name, f in parts:
+            scale = w[f"{name}_norm"]
+            x = x + f(norm(x, scale)) if cfg.pre_norm else norm(x + f(x), scale)
+    return norm(x, params["final_norm"]) if cfg.pre_norm else x
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"position": "t5", "scale_logits": False, "mlp": "relu"},
+        {"position": "none", "pre_norm": False, "norm": "layer", "bias": True},
+    ],
+    ids=["t5", "post"],
+)
+def test_decoder_against_numpy(changes: dict[str, Any]) -> None:
+    cfg = TransformerConfig(**SMALL, **changes, scan=False)
+    params = loud(Decoder(cfg), X, MEMORY)
+    got, _ = fast(Decoder(cfg).apply)(params, X, MEMORY)
+    wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params["params"])
+    for row in range(2):
+        want = numpy_decoder(wide, cfg, *(np.asarray(z[row], np.float64) for z in (X, MEMORY)))
+        np.testing.assert_allclose(got[row], want, atol=1e-5 * np.abs(want).max())
+
+
+def test_initial_values() -> None:
+    """lambda by depth (Ye et al. 2024), fan-in scales, and T5's smaller q."""
+    sizes: dict[str, Any] = dict(width=200, heads=4, head_dim=16, mlp_width=300, layers=3)
+    cfg = TransformerConfig(
+        **sizes, attention="diff", lambda_init="depth", scale_logits=False, position="t5"
+    )
+    params = fast(Encoder(cfg).init)(jax.random.key(0), jnp.ones((1, 2, 200)))["params"]
+    lam = jax.nn.sigmoid(params["blocks"]["attn"]["lam"])
+    want = 0.8 - 0.6 * np.exp(-0.3 * np.arange(3))
+    np.testing.assert_allclose(lam, np.repeat(want[:, None], 4, 1), rtol=1e-5)
+    kernels = {n: params["blocks"]["attn"][n]["kernel"] for n in "qkvo"}
+    kernels["down"] = params["blocks"]["mlp"]["down"]["kernel"]
+    fan_in = {"q": 200 * 16, "k": 200, "v": 200, "o": 64, "down": 300}
+    for name, kernel in kernels.items():
+        np.testing.assert_allclose(kernel.std(), fan_in[name] ** -0.5, rtol=0.03, err_msg=name)
+        assert not jnp.array_equal(kernel[0], kernel[1])
+    table = params["relative_bias"]["table"]
+    np.testing.assert_allclose(table.std(), 200**-0.5, rtol=0.2)
+
+
 def test_beams_share_the_memory() -> None:
     """Four decoder rows over two memories, without copies, as each row alone with its memory."""
     cfg = TransformerConfig(**{**SMALL, "layers": 1}, scan=False)
