@@ -103,7 +103,7 @@ def test_single_view_lowers() -> None:
     q, k, v, _, _ = structs(128, 128, 256, False, S=256)
     tau = jax.ShapeDtypeStruct((1, 8, 256), jnp.float32)
     half = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-    call = jax.jit(lambda *a: pallas_gpu.single_view(*a, Spec(True, 2)))
+    call = jax.jit(lambda q, k, v, tau: pallas_gpu.single_view(q, k, v, tau, Spec(True, 2)))
     text = call.trace(half(q), half(k), v, tau).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("@mosaic_gpu_v2") == 1
 
