@@ -99,6 +99,15 @@ def test_export_round_trip() -> None:
         assert again.mlir_module() == exported.mlir_module() and again.platforms == ("cuda",)
 
 
+def test_single_view_lowers() -> None:
+    q, k, v, _, _ = structs(128, 128, 256, False, S=256)
+    tau = jax.ShapeDtypeStruct((1, 8, 256), jnp.float32)
+    half = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+    call = jax.jit(lambda q, k, v, tau: pallas_gpu.single_view(q, k, v, tau, Spec(True, 2)))
+    text = call.trace(half(q), half(k), v, tau).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@mosaic_gpu_v2") == 1
+
+
 INTERPRETED = [
     # Three and five tiles of keys with two in flight: slots are used again.
     Case("gqa", T=130, S=130, H=2, K=1, shift=0.25),
@@ -128,3 +137,15 @@ def test_interpreted_kernels(case: Case) -> None:
         # bfloat16 roundings of sums in another order flip now and then; float32 rows do not.
         bar = 1e-5 if name in ("tau", "lam") else 1e-3
         assert emulation.relative(value, expected[name]) <= bar, name
+
+
+@pytest.mark.skipif(mosaic.interpreter() is None, reason="jax has no Mosaic GPU interpreter here")
+def test_interpreted_single_view() -> None:
+    """One view is both views with lam = 0."""
+    case = Case("one", T=70, S=150, H=1)
+    x = emulation.problem(case)
+    wanted = emulation.dense(case, x._replace(lam=jnp.zeros(1)))
+    found = pallas_gpu.single_view(
+        x.q[0], x.k[0], x.v, x.tau, Spec(True, 2), interpret=mosaic.interpreter(detect_races=True)
+    )
+    assert emulation.relative(found.astype(jnp.float32), wanted["o"]) <= 5e-3

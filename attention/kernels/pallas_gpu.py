@@ -14,7 +14,7 @@ interpreter for it; `python -m attention.gpu_check` is the first thing to run on
 lower such a kernel for several platforms at once: an export for CUDA names CUDA alone.
 """
 
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -124,6 +124,23 @@ def _backward(static: Any, residuals: Any, g: jax.Array) -> Any:
 _core.defvjp(_forward, _backward)
 
 
+def single_view(
+    q: jax.Array, k: jax.Array, v: jax.Array, tau: jax.Array, spec: Spec, *, interpret: Any = None
+) -> jax.Array:
+    """sum_j max(q.k - tau, 0) ** p v_j of one view (TRA), forward only, not differentiable.
+
+    Two of these and a subtraction are what the fused kernel is measured against.
+
+    Args:
+        q: [B, T, H, D], k: [B, S, Hkv, D], v: [B, S, Hkv, Dv], tau: [B, H, T]; covered as in `tda`.
+    """
+    offset = k.shape[1] - q.shape[1] if spec.causal else None
+    tiles = hopper.tiling(q.shape[-1], v.shape[-1])
+    operands = pad(q[None], k[None], v, tau, None, tiles.keys)
+    lam = jnp.zeros(q.shape[2], jnp.float32)
+    return forward(operands, lam, (spec, offset, tiles, interpret))[0][:, : q.shape[1]]
+
+
 def pad(q: Any, k: Any, v: Any, tau: Any, ids: Any, keys: int) -> Any:
     """Lengths to multiples of the blocks. Added rows are mute, added keys and values are zero."""
     t, s = -q.shape[2] % BLOCK_ROWS, -k.shape[2] % keys
@@ -142,7 +159,7 @@ def forward(operands: Any, lam: jax.Array, static: Any) -> Any:
     """The kernel over operands of `pad`: o [B, T, H, Dv] and live int32 [B, H, T/64, S/keys]."""
     q, k, v, tau, ids = operands
     spec, offset, (keys, stages, *_), interpret = static
-    _, B, T, H, D = q.shape
+    views, B, T, H, D = q.shape
     S, heads, Dv = v.shape[1:]
     group, num, dtype = H // heads, S // keys, v.dtype
     num_rows = T // BLOCK_ROWS
@@ -168,7 +185,7 @@ def forward(operands: Any, lam: jax.Array, static: Any) -> Any:
             plgpu.set_max_registers(232, action="increase")
             first = i * BLOCK_ROWS + wg * ROWS
             own = pl.ds(first, ROWS)
-            copies = [(q_ref.at[t * B + b, own, h], q_smem.at[wg, t]) for t in range(2)]
+            copies = [(q_ref.at[t * B + b, own, h], q_smem.at[wg, t]) for t in range(views)]
             copies += [(tau_ref.at[b, h, own], tau_smem.at[wg])]
             if ids is not None:
                 copies += [(q_ids_ref.at[b, own], q_ids_smem.at[wg])]
@@ -192,7 +209,7 @@ def forward(operands: Any, lam: jax.Array, static: Any) -> Any:
             def step(j: jax.Array, acc: jax.Array) -> jax.Array:
                 slot = lax.rem(j, jnp.int32(stages))
                 plgpu.barrier_wait(k_ready.at[slot])
-                s = mosaic.products(*((q_smem.at[wg, t], k_smem.at[slot, t]) for t in range(2)))
+                s = mosaic.products(*((q_smem.at[wg, t], k_smem.at[slot, t]) for t in range(views)))
                 if ids is None:  # the ids of the keys are released with them
                     plgpu.barrier_arrive(k_free.at[slot])
                 es = tuple(hopper.excess(x, tau) for x in s)
@@ -203,14 +220,16 @@ def forward(operands: Any, lam: jax.Array, static: Any) -> Any:
                 elif offset is not None:
                     edge = hopper.crosses(first, j * keys, keys, offset)
                     es = lax.cond(edge, lambda es: mask(es, j, slot), lambda es: es, es)
-                a = hopper.weights(es[0], 1.0, spec.p) + hopper.weights(es[1], minus_lam, spec.p)
+                a = hopper.weights(es[0], 1.0, spec.p)
+                if views == 2:
+                    a = a + hopper.weights(es[1], minus_lam, spec.p)
                 a = a.astype(dtype)
 
                 def add(acc: jax.Array) -> jax.Array:
                     return mosaic.accumulate((acc, a, v_smem.at[slot]), spill=spill, wg=wg)[0]
 
                 if spec.skip:
-                    live = mosaic.any_positive(jnp.maximum(*es), votes.at[wg])
+                    live = mosaic.any_positive(reduce(jnp.maximum, es), votes.at[wg])
                     live_ref[b, h, i * WARPGROUPS + wg, j] = live.astype(jnp.int32)
                     plgpu.barrier_wait(v_ready.at[slot])
                     acc = lax.cond(live, add, lambda acc: acc, acc)
@@ -245,7 +264,9 @@ def forward(operands: Any, lam: jax.Array, static: Any) -> Any:
             def start(j: jax.Array, wait: bool) -> None:
                 slot = lax.rem(j, jnp.int32(stages))
                 own = pl.ds(j * keys, keys)
-                copies = [(k_ref.at[t * B + b, own, head], k_smem.at[slot, t]) for t in range(2)]
+                copies = [
+                    (k_ref.at[t * B + b, own, head], k_smem.at[slot, t]) for t in range(views)
+                ]
                 if ids is not None:
                     copies += [(kv_ids_ref.at[b, own], kv_ids_smem.at[slot])]
                 if wait:
@@ -259,10 +280,10 @@ def forward(operands: Any, lam: jax.Array, static: Any) -> Any:
             pl.loop(jnp.int32(0), filled)(lambda j: start(j, False))
             pl.loop(filled, last)(lambda j: start(j, True))
 
-    copies = 2 + (ids is not None)
+    copies = views + (ids is not None)
     scratch = [
-        mosaic.operand((WARPGROUPS, 2, ROWS, D), dtype),
-        mosaic.operand((stages, 2, keys, D), dtype),
+        mosaic.operand((WARPGROUPS, views, ROWS, D), dtype),
+        mosaic.operand((stages, views, keys, D), dtype),
         mosaic.operand((stages, keys, Dv), dtype),
         mosaic.rows((WARPGROUPS, ROWS)),
         mosaic.rows((WARPGROUPS, ROWS)),
