@@ -25,7 +25,14 @@ def mean(runs: list[dict[str, Any]], name: str) -> float:
 @pytest.mark.data
 def test_kinds_on_real_text(tmp_path: Path) -> None:
     """300 updates on Tiny Shakespeare: losses of all kinds, exact zeros, mute rows, first token."""
-    short = ("--config.train.steps=300", "--config.optim.decay=300", "--config.eval.every=300")
+    short = (
+        "--config.train.steps=300",
+        "--config.optim.decay=300",
+        "--config.eval.every=300",
+        "--config.eval.rows=128",
+        "--config.eval.head_rows=8",
+        "--config.eval.lengths=(64,512)",
+    )
     conditions = {kind: (f"--config.model.attention={kind}", *short) for kind in KINDS}
     conditions["tda beta=.5"] = (*conditions["tda"], "--config.model.beta=0.5")
     runs = train_all(tmp_path, "lm", conditions)
