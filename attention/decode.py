@@ -20,12 +20,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from attention.kernels import power
 from attention.tda import check_knobs, normalise, threshold
 
 BUDGET = 256  # candidates per sequence and kv head before decoding falls back to dense [our choice]
+
+
+Array = jax.Array | np.ndarray
 
 
 class SketchCache(NamedTuple):
@@ -71,7 +76,7 @@ def make_sketch(k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return sketch, scale, jnp.sqrt(jnp.sum(rest * rest, axis=-1))
 
 
-def append(cache: SketchCache, k: jax.Array, v: jax.Array) -> SketchCache:
+def append(cache: SketchCache, k: Array, v: Array) -> SketchCache:
     """Cache with N more tokens per sequence, each after what it holds; also the way to prefill.
 
     Args:
@@ -90,11 +95,11 @@ def append(cache: SketchCache, k: jax.Array, v: jax.Array) -> SketchCache:
     if v.shape[1] != k.shape[2]:
         raise ValueError(f"v has {v.shape[1]} tokens, k has {k.shape[2]}")
     full = int(k.shape[2]) > cache.v.shape[1]
-    if not isinstance(cache.length, jax.core.Tracer):
+    if not isinstance(cache.length, Tracer):
         full = int(jnp.max(cache.length)) + k.shape[2] > cache.v.shape[1]
     if full:
         raise ValueError(f"k: {k.shape[2]} more tokens do not fit a cache of {cache.v.shape[1]}")
-    unit = normalise(k.astype(jnp.float32)).astype(cache.k.dtype)
+    unit = normalise(jnp.asarray(k, jnp.float32)).astype(cache.k.dtype)
     sketch, scale, delta = make_sketch(unit)
 
     def put(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
@@ -104,7 +109,7 @@ def append(cache: SketchCache, k: jax.Array, v: jax.Array) -> SketchCache:
 
     return SketchCache(
         k=put(cache.k, unit, 2),
-        v=put(cache.v, v, 1),
+        v=put(cache.v, jnp.asarray(v), 1),
         sketch=put(cache.sketch, sketch, 2),
         scale=put(cache.scale, scale, 2),
         delta=put(cache.delta, delta, 2),
@@ -113,7 +118,7 @@ def append(cache: SketchCache, k: jax.Array, v: jax.Array) -> SketchCache:
 
 
 def _prepare(
-    q: jax.Array, cache: SketchCache, lam: jax.Array, beta: Any, kappa: Any, p: int | float
+    q: Array, cache: SketchCache, lam: Array, beta: Any, kappa: Any, p: int | float
 ) -> tuple[jax.Array, jax.Array]:
     """Unit queries [2, B, K, G, D] in the cache's dtype, and tau float32 [B, K, G]."""
     _, B, _, K, D = cache.k.shape
@@ -124,7 +129,7 @@ def _prepare(
     check_knobs(q.shape[2], beta, kappa, p)
     tau = threshold(cache.length[:, None], D, beta, kappa)  # [B, H or 1, 1]
     tau = jnp.broadcast_to(tau[..., 0], (B, q.shape[2])).reshape(B, K, -1)
-    unit = normalise(q.astype(jnp.float32)).astype(cache.k.dtype)
+    unit = normalise(jnp.asarray(q, jnp.float32)).astype(cache.k.dtype)
     return unit.reshape(2, B, K, -1, D), tau
 
 
@@ -147,10 +152,10 @@ def _weights(
     return power(jnp.where(valid[None, :, :, None], e, 0.0), p)
 
 
-def _combine(w: jax.Array, v: jax.Array, lam: jax.Array) -> jax.Array:
+def _combine(w: jax.Array, v: jax.Array, lam: Array) -> jax.Array:
     """o [B, H, Dv] of weights [2, B, K, G, N] and values [B, K, N, Dv]."""
     B, K, G = w.shape[1:4]
-    a = w[0] - lam.astype(jnp.float32).reshape(1, K, G, 1) * w[1]
+    a = w[0] - jnp.asarray(lam, jnp.float32).reshape(1, K, G, 1) * w[1]
     o = jnp.einsum("bkgn,bknd->bkgd", a, v.astype(jnp.float32), precision="highest")
     return o.reshape(B, K * G, -1).astype(v.dtype)
 
@@ -209,9 +214,9 @@ def gathered_weights(
 
 
 def dense_decode(
-    q: jax.Array,
+    q: Array,
     cache: SketchCache,
-    lam: jax.Array,
+    lam: Array,
     *,
     beta: Any = 1.0,
     kappa: Any = 1.0,
@@ -223,9 +228,9 @@ def dense_decode(
 
 
 def sketch_decode(
-    q: jax.Array,
+    q: Array,
     cache: SketchCache,
-    lam: jax.Array,
+    lam: Array,
     *,
     beta: Any = 1.0,
     kappa: Any = 1.0,

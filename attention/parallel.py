@@ -46,8 +46,8 @@ def sharded_tda(
     *,
     beta: Any = 1.0,
     kappa: Any = 1.0,
-    q_segment_ids: jax.Array | None = None,
-    kv_segment_ids: jax.Array | None = None,
+    q_segment_ids: masks.Ids = None,
+    kv_segment_ids: masks.Ids = None,
     q_offset: masks.Offset = None,
     **options: Any,
 ) -> jax.Array:
@@ -67,7 +67,8 @@ def sharded_tda(
     arrays = {"beta": _per_head(beta, q.shape[3]), "kappa": _per_head(kappa, q.shape[3])}
     specs = {"beta": heads, "kappa": heads}
     if q_segment_ids is not None and kv_segment_ids is not None:
-        arrays |= {"q_segment_ids": q_segment_ids, "kv_segment_ids": kv_segment_ids}
+        arrays |= {"q_segment_ids": jnp.asarray(q_segment_ids)}
+        arrays |= {"kv_segment_ids": jnp.asarray(kv_segment_ids)}
         specs |= {"q_segment_ids": P(data), "kv_segment_ids": P(data)}
     if isinstance(q_offset, int | None):
         options["q_offset"] = q_offset
@@ -100,8 +101,8 @@ def sequence_parallel_tda(
     kappa: Any = 1.0,
     p: int | float = 2,
     causal: bool = True,
-    q_segment_ids: jax.Array | None = None,
-    kv_segment_ids: jax.Array | None = None,
+    q_segment_ids: masks.Ids = None,
+    kv_segment_ids: masks.Ids = None,
     implementation: str | None = None,
 ) -> jax.Array:
     """`tda_attention` with keys and values split over a mesh axis, [B, T, H, Dv].
@@ -130,7 +131,8 @@ def sequence_parallel_tda(
     P = PartitionSpec
     ids, ids_specs = None, None
     if q_segment_ids is not None and kv_segment_ids is not None:
-        ids, ids_specs = (q_segment_ids, kv_segment_ids), (P(), P(None, axis))
+        ids = (jnp.asarray(q_segment_ids), jnp.asarray(kv_segment_ids))
+        ids_specs = (P(), P(None, axis))
 
     def local(q: Any, k: Any, v: Any, tau: Any, lam: Any, ids: Any) -> jax.Array:
         offset: Any = 0

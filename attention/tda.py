@@ -24,12 +24,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from attention import masks
 from attention.kernels import Spec, reference, xla
 
 IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu", "interpret")
-Scalar = int | float | jax.Array | np.ndarray
+Scalar = int | float | np.floating | jax.Array | np.ndarray
 
 
 def tda_attention(
@@ -165,7 +166,7 @@ def dispatch(
         if module is not None and not _uncovered(module, arguments, q_offset, spec)
     }
     if not kernels:
-        return xla.tda(*arguments, q_offset, spec)
+        return run(xla)(*arguments)
     return lax.platform_dependent(*arguments, default=run(xla), **kernels)
 
 
@@ -177,7 +178,7 @@ def _kernel(name: str) -> ModuleType | None:
 def _static_offset(T: int, S: int, q_offset: masks.Offset) -> int | jax.Array:
     """An int where the offset is one known number, which is what kernels cover."""
     offset = masks.resolve_offset(T, S, q_offset)
-    if isinstance(offset, int) or isinstance(offset, jax.core.Tracer) or offset.ndim:
+    if isinstance(offset, int) or isinstance(offset, Tracer) or offset.ndim:
         return offset
     return int(offset)
 
@@ -241,5 +242,5 @@ def check_knobs(heads: int, beta: Scalar, kappa: Scalar, p: int | float) -> None
     for name, x in (("beta", beta), ("kappa", kappa)):
         if np.shape(x) not in ((), (heads,)):
             raise ValueError(f"{name} has shape {np.shape(x)}, expected a scalar or [{heads}]")
-        if not isinstance(x, jax.core.Tracer) and not np.all(np.asarray(x) > 0):
+        if not isinstance(x, Tracer) and not np.all(np.asarray(x) > 0):
             raise ValueError(f"{name}={x} must be > 0")

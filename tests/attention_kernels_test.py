@@ -19,12 +19,12 @@ from tests.attention_oracle import Case
 
 CASES = [
     Case("square", D=32, Dv=32),
-    Case("gqa", H=4, K=2, Dv=24, offset=0),
+    Case("gqa", H=4, K=2, Dv=24, offset=0, skip=False),
     Case("mqa", H=4, K=1, T=35, S=35, block_q=32, block_kv=16),
     Case("packed", ids="packed", T=45, S=45),
     Case("full", causal=False, T=24, S=50, block_q=8, block_kv=16),
     Case("full_mixed", causal=False, ids="mixed", S=33, H=4, p=3),
-    Case("chunk", T=20, S=60, D=64, p=1, block_q=16, block_kv=16),
+    Case("chunk", T=20, S=60, D=64, p=1, block_q=16, block_kv=16, skip=False),
     Case("late", T=40, S=24, offset=-6, p=1.5, block_q=16, block_kv=8),
 ]
 # Compiling takes all the time here.
@@ -34,8 +34,8 @@ INPUTS = ("q", "k", "v", "lam", "beta", "kappa")
 
 def function(case: Case, x: dict[str, Any], module: Any, skip: bool = True, **tuning: Any) -> Any:
     """(q, k, v, lam, beta, kappa) -> o of a backend with given blocks."""
-    ids = dict(q_segment_ids=x["q_ids"], kv_segment_ids=x["kv_ids"])
-    offset = case.S - case.T if case.offset is None else case.offset
+    ids: dict[str, Any] = dict(q_segment_ids=x["q_ids"], kv_segment_ids=x["kv_ids"])
+    offset: Any = case.S - case.T if case.offset is None else case.offset
 
     def call(q: Any, k: Any, v: Any, lam: Any, beta: Any, kappa: Any) -> jax.Array:
         n = masks.row_lengths(case.T, case.S, causal=case.causal, q_offset=offset, **ids)
@@ -49,12 +49,10 @@ def function(case: Case, x: dict[str, Any], module: Any, skip: bool = True, **tu
     return call
 
 
-def solve(
-    case: Case, x: dict[str, Any], call: Callable[..., jax.Array], options: Any = QUICK
-) -> dict[str, np.ndarray]:
+def solve(case: Case, x: dict[str, Any], call: Callable[..., jax.Array]) -> dict[str, np.ndarray]:
     """o and the gradients of sum(o * g), by name."""
 
-    @partial(jax.jit, compiler_options=options)
+    @partial(jax.jit, compiler_options=QUICK)
     def run(*inputs: jax.Array) -> Any:
         o, pull = jax.vjp(call, *inputs)
         return o, pull(jnp.asarray(x["g"], o.dtype))
@@ -75,10 +73,10 @@ def test_parity(case: Case) -> None:
     x = oracle.problem(case)
     wanted = oracle.solve(case, x)
     assert (wanted["e"] > 0)[:, wanted["seen"]].mean() >= 0.05
-    blocks = dict(block_q=case.block_q, block_kv=case.block_kv)
+    blocks: Any = dict(block_q=case.block_q, block_kv=case.block_kv)
     assert_close(solve(case, x, function(case, x, reference)), wanted)
-    assert_close(solve(case, x, function(case, x, xla, **blocks)), wanted)
-    interpreted = function(case, x, pallas_tpu, interpret=True, **blocks)
+    assert_close(solve(case, x, function(case, x, xla, case.skip, **blocks)), wanted)
+    interpreted = function(case, x, pallas_tpu, case.skip, interpret=True, **blocks)
     assert_close(solve(case, x, interpreted), wanted)
 
 
@@ -90,7 +88,7 @@ def clustered(case: Case) -> dict[str, Any]:
     x["k"] = (3 * directions + x["k"]).astype(np.float32)
     wanted = rng.permutation(case.S // 16).repeat(16)[: case.T] * 16
     x["q"] = (x["k"][:, :, wanted].repeat(case.H // case.K, 3) + 0.3 * x["q"]).astype(np.float32)
-    x["beta"] = np.full(case.H, 1.0, np.float32)
+    x["beta"] = np.full(case.H, 1.75, np.float32)  # faint survivors: e is 0.1 at most
     return x
 
 
@@ -99,31 +97,34 @@ def test_skipping_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case("clustered", T=64, S=64, H=4, K=2, causal=False, D=32, block_q=16, block_kv=16)
     x = clustered(case)
     wanted = oracle.solve(case, x)
-    blocks = dict(block_q=16, block_kv=16)
-    interpreted = dict(interpret=True, **blocks)
+    blocks: Any = dict(block_q=16, block_kv=16)
+    interpreted: Any = dict(interpret=True, **blocks)
     small = pallas_tpu_tiles.BITMAP_BYTES, 0
     for module, tuning, sizes in ((pallas_tpu, interpreted, small), (xla, blocks, small[:1])):
-        off = solve(case, x, function(case, x, module, False, **tuning), {})
-        assert_close(off, wanted, 4e-6)
+        off = solve(case, x, function(case, x, module, False, **tuning))
+        assert_close(off, wanted, 5e-5)
         for size in sizes:
             monkeypatch.setattr(pallas_tpu_tiles, "BITMAP_BYTES", size)
-            on = solve(case, x, function(case, x, module, True, **tuning), {})
+            on = solve(case, x, function(case, x, module, True, **tuning))
             for name, value in on.items():
                 np.testing.assert_array_equal(value, off[name], err_msg=name)
 
 
 def test_the_bitmap_marks_live_tiles() -> None:
-    """Every tile with a survivor is marked, and most others are not."""
-    case = Case("clustered", T=64, S=64, H=4, K=2, causal=False, D=32, block_q=16, block_kv=16)
+    """Every tile with a survivor is marked, and no other; with padding and two documents."""
+    case = Case("clustered", T=56, S=64, H=4, K=2, causal=False, D=32, block_q=16, block_kv=16)
     x = clustered(case)
-    e = oracle.solve(case, x)["e"]
+    x["q_ids"], x["kv_ids"] = (1 + (np.arange(n) >= 40)[None].repeat(2, 0) for n in (56, 64))
+    e = np.pad(oracle.solve(case, x)["e"], [(0, 0)] * 3 + [(0, 8), (0, 0)])
     wanted = (e > 0).any(0).reshape(2, 4, 4, 16, 4, 16).any((3, 5))
-    assert 0.1 < wanted.mean() < 0.6
-    unit = [normalise(jnp.asarray(x[name])) for name in ("q", "k")]
-    n = masks.row_lengths(64, 64, causal=False)
-    tau = jnp.broadcast_to(threshold(n, 32, x["beta"], x["kappa"]), (2, 4, 64))
-    plan = pallas_tpu.make_plan(*unit, x["v"], False, 0, Spec(False, 2), 16, 16, True)
-    inputs = pallas_tpu.operands(plan, *unit, jnp.asarray(x["v"]), tau, None)
+    assert 0.05 < wanted.mean() < 0.6
+    q, k = (normalise(jnp.asarray(x[name])) for name in ("q", "k"))
+    v = jnp.asarray(x["v"])
+    ids = (jnp.asarray(x["q_ids"], jnp.int32), jnp.asarray(x["kv_ids"], jnp.int32))
+    n = masks.row_lengths(56, 64, causal=False, q_segment_ids=ids[0], kv_segment_ids=ids[1])
+    tau = jnp.broadcast_to(threshold(n, 32, x["beta"], x["kappa"]), (2, 4, 56))
+    plan = pallas_tpu.make_plan(q, k, v, True, 0, Spec(False, 2), 16, 16, True)
+    inputs = pallas_tpu.operands(plan, q, k, v, tau, ids)
     forward = jax.jit(partial(pallas_tpu.run_forward, plan), compiler_options=QUICK)
     live = forward(inputs, jnp.asarray(x["lam"]))[1]
     np.testing.assert_array_equal(np.asarray(live, bool), wanted)
@@ -156,31 +157,37 @@ def test_bfloat16() -> None:
     # The oracle on rounded rows: reference in float64 is checked against NumPy above in float32.
     with jax.enable_x64(True):
         wide = [jnp.asarray(np.asarray(y, np.float64)) for y in (*unit, v, tau, x["lam"])]
-        w = reference.maps(*wide[:2], wide[3], None, None, 0, Spec(True, 2))
-        a = np.asarray(w[0] - wide[4][None, :, None, None] * w[1])
+        q, k, _, wide_tau, lam = wide
+        w = reference.maps(q, k, wide_tau, None, None, 0, Spec(True, 2))
+        a = np.asarray(w[0] - lam[None, :, None, None] * w[1])
     values = np.asarray(v, np.float64).repeat(2, axis=2)
     wanted = np.einsum("bhij,bjhd->bihd", a, values)
     bound = 2**-7 * (np.einsum("bhij,bjhd->bihd", np.abs(a), np.abs(values)) + 1e-3)
     assert (a != 0).mean() > 0.05
-    blocks = dict(block_q=16, block_kv=32)
+    blocks: Any = dict(block_q=16, block_kv=32)
     for module, tuning in ((xla, blocks), (pallas_tpu, dict(interpret=True, **blocks))):
-        call = lambda *y, f=module.tda, t=tuning: f(*y, None, None, 0, Spec(True, 2), **t)
+        call: Any = lambda *y, f=module.tda, t=tuning: f(*y, None, None, 0, Spec(True, 2), **t)
         o = jax.jit(call, compiler_options=QUICK)(*unit, v, tau, jnp.asarray(x["lam"]))
         assert o.dtype == jnp.bfloat16
         assert (np.abs(np.asarray(o, np.float64) - wanted) <= bound).all()
 
 
 def test_half_precision_keeps_faint_rows() -> None:
-    """float16 goes to xla, whose sums are float32; the TPU kernel says no, naming the argument."""
+    """float16 goes to xla, which squares in float32; the TPU kernel says no, naming q."""
     case = Case("half", D=32)
     x = oracle.problem(case)
     half = [jnp.asarray(x[name], jnp.float16) for name in ("q", "k", "v")]
-    call = partial(tda_attention, beta=x["beta"], kappa=x["kappa"])
+    call: Any = partial(tda_attention, beta=x["beta"], kappa=x["kappa"])
     o = jax.jit(call)(*half, x["lam"])
     assert o.dtype == jnp.float16
     np.testing.assert_allclose(o, oracle.solve(case, x)["o"], atol=0.01)
+    # A weight of 2^-26 is no float16, its product with a value of 2^15 is.
+    one, tau = jnp.ones((2, 1, 1, 1, 1), jnp.float16), jnp.full((1, 1, 1), 1 - 2**-13)
+    v = jnp.full((1, 1, 1, 1), 2**15, jnp.float16)
+    faint = xla.tda(one, one, v, tau, jnp.zeros(1), None, None, 0, Spec(True, 2))
+    assert faint.item() == 2**-11
     with pytest.raises(ValueError, match="q has dtype float16"):
-        tda_attention(*half, x["lam"], implementation="interpret")
+        call(*half, x["lam"], implementation="interpret")
 
 
 def test_simulated_tpu_reads_no_garbage() -> None:
@@ -198,7 +205,8 @@ def temporary_bytes(implementation: str, T: int) -> int:
     args = (shape(2, 1, T, 1, 16), shape(2, 1, T, 1, 16), shape(1, T, 1, 16), shape(1))
     loss = lambda *x: tda_attention(*x, implementation=implementation).sum()
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).lower(*args).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    figures: Any = compiled.memory_analysis()
+    return figures.temp_size_in_bytes
 
 
 @pytest.mark.parametrize(("implementation", "linear"), [("xla", True), ("reference", False)])

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Visibility and row lengths against a count pair by pair."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ def test_against_pairs(case: Case) -> None:
     x = oracle.problem(case)
     wanted = oracle.mask(case, x)
     offset = np.array(case.offset) if isinstance(case.offset, tuple) else case.offset
-    arguments = dict(causal=case.causal, q_segment_ids=x["q_ids"], kv_segment_ids=x["kv_ids"])
+    arguments: Any = dict(causal=case.causal, q_segment_ids=x["q_ids"], kv_segment_ids=x["kv_ids"])
     found = masks.visible(case.T, case.S, q_offset=offset, **arguments)
     assert found.dtype == jnp.bool_ and found.shape[0] in (1, case.B)
     np.testing.assert_array_equal(np.broadcast_to(found, wanted.shape), wanted)

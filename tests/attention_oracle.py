@@ -26,6 +26,7 @@ class Case(NamedTuple):
     block_q: int = 16
     block_kv: int = 32
     B: int = 2
+    skip: bool = True
 
 
 def problem(case: Case, seed: int = 0) -> dict[str, Any]:

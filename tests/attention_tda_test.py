@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Properties of threshold differential attention, its argument checks and its output norm."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,8 +17,7 @@ CASE = Case("small", T=24, S=24, H=4, K=2, Dv=8)
 NAMES = ("q", "k", "v", "lam", "beta", "kappa")
 
 
-@partial(jax.jit, static_argnames=("causal", "p", "implementation"))
-def attend(
+def attend_as_shipped(
     q: Any,
     k: Any,
     v: Any,
@@ -32,6 +30,21 @@ def attend(
     return tda_attention(
         q, k, v, lam, beta=beta, kappa=kappa, q_segment_ids=ids, kv_segment_ids=ids, **options
     )
+
+
+# Compiling takes all the time here; one test compiles as users do.
+QUICK = {"xla_backend_optimization_level": 0}
+attend = jax.jit(
+    attend_as_shipped,
+    static_argnames=("causal", "p", "implementation"),
+    compiler_options=QUICK,
+)
+
+
+def gradients(loss: Any, *inputs: Any) -> tuple[jax.Array, ...]:
+    """Of a scalar in all inputs; `loss` calls attend_as_shipped."""
+    grad = jax.grad(loss, argnums=tuple(range(len(inputs))))
+    return jax.jit(grad, compiler_options=QUICK)(*inputs)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +64,19 @@ def test_doors_agree(x: dict[str, Any], implementation: str | None) -> None:
     assert np.abs(o - wanted).max() <= 2e-6 * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_float64(x: dict[str, Any], implementation: str) -> None:
+    """Under x64 everything is computed in float64, thresholds and norms included."""
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(y, np.float64)) for y in inputs(x)]
+        o = attend(*wide, implementation=implementation)
+        assert o.dtype == jnp.float64
+        np.testing.assert_allclose(np.asarray(o), oracle.solve(CASE, x)["o"], atol=1e-12)
+
+
 def test_gradients_through_the_door(x: dict[str, Any]) -> None:
     """platform_dependent, rematerialised norms and thresholds in between: same gradients."""
-    loss = lambda *arguments: jnp.sum(attend(*arguments) * x["g"])
-    grads = jax.grad(loss, argnums=tuple(range(6)))(*inputs(x))
+    grads = gradients(lambda *y: jnp.sum(attend_as_shipped(*y) * x["g"]), *inputs(x))
     wanted = oracle.solve(CASE, x)
     for name, grad in zip(NAMES, grads, strict=True):
         error = np.abs(grad - wanted[name]).max() / np.abs(wanted[name]).max()
@@ -67,7 +89,7 @@ def test_scale_of_queries_and_keys_is_ignored(x: dict[str, Any]) -> None:
     rows = np.random.default_rng(0).uniform(0.1, 9, (*q.shape[:-1], 1)).astype(np.float32)
     np.testing.assert_allclose(attend(q * rows, k * np.float32(3), *rest), o, atol=1e-5)
     # ... so the gradient has no part along the query itself.
-    dq = jax.grad(lambda q: jnp.sum(attend(q, k, *rest) * x["g"]))(q)
+    (dq,) = gradients(lambda q: jnp.sum(attend_as_shipped(q, k, *rest) * x["g"]), q)
     along = np.abs(np.einsum("vbthd,vbthd->vbth", q, dq)).max()
     assert along <= 1e-5 * np.abs(dq).max() * np.abs(q).max() * CASE.D and np.abs(dq).max() > 0.01
 
@@ -113,7 +135,7 @@ def test_lambda(x: dict[str, Any]) -> None:
     np.testing.assert_array_equal(attend(*second, v, zero, *rest), o)
     assert np.abs(o).max() > 0.1 and np.abs(attend(*second, v, lam, *rest) - o).max() > 0.1
     twins = np.stack([q[0], q[0]]), np.stack([k[0], k[0]])
-    assert not np.asarray(attend(*twins, v, zero + 1, *rest)).any()
+    assert not np.asarray(jax.jit(attend_as_shipped)(*twins, v, zero + 1, *rest)).any()
 
 
 def test_the_future_is_not_seen(x: dict[str, Any]) -> None:
@@ -134,7 +156,7 @@ def test_segments_are_alone(x: dict[str, Any]) -> None:
     alone = attend(q[:, :, 10:19], k[:, :, 10:19], v[:, 10:19], *rest)
     np.testing.assert_allclose(packed[:, 10:19], alone, atol=1e-6)
     assert np.abs(alone).max() > 0.1 and not np.asarray(packed[:, 19:]).any()
-    grads = jax.grad(lambda *y: jnp.sum(attend(*y, *rest, ids=ids) ** 2), (0, 1, 2))(q, k, v)
+    grads = gradients(lambda *y: jnp.sum(attend_as_shipped(*y, *rest, ids=ids) ** 2), q, k, v)
     assert not any(np.asarray(g)[..., 19:, :, :].any() for g in grads)
     assert all(np.asarray(g)[..., :19, :, :].any() for g in grads)
 
@@ -153,14 +175,14 @@ def test_huge_beta_is_silent_and_finite(x: dict[str, Any]) -> None:
     """All rows but the first are exactly 0, with gradients of exactly 0; also for zero queries."""
     q, k, v, lam, *_ = inputs(x)
     q = q * (np.arange(CASE.T) != 5)[None, None, :, None, None]
-    silent = lambda q, k, v, lam, beta, kappa: attend(q, k, v, lam, beta, kappa)[:, 1:]
+    silent = lambda *y: attend_as_shipped(*y)[:, 1:]
     arguments = (q, k, v, lam, np.float32(50.0), np.float32(1.0))
     assert not np.asarray(silent(*arguments)).any()
     loss = lambda *y: jnp.sum(silent(*y) + silent(*y) ** 2)
-    for grad in jax.grad(loss, argnums=tuple(range(6)))(*arguments):
+    for grad in gradients(loss, *arguments):
         assert not np.asarray(grad).any()
     arguments = (*arguments[:4], np.float32(0.3), np.float32(1.0))
-    live = jax.grad(lambda *y: jnp.sum(attend(*y)), tuple(range(6)))(*arguments)
+    live = gradients(lambda *y: jnp.sum(attend_as_shipped(*y)), *arguments)
     assert all(np.isfinite(grad).all() and np.asarray(grad).any() for grad in live)
 
 
@@ -205,7 +227,10 @@ def test_output_norm() -> None:
 def malformed() -> dict[str, tuple[dict[str, Any], str]]:
     """What is changed in a good call, and how the message begins."""
     f32 = np.float32
-    zeros = lambda *shape, dtype=f32: np.zeros(shape, dtype)
+
+    def zeros(*shape: int, dtype: Any = f32) -> np.ndarray:
+        return np.zeros(shape, dtype)
+
     ids = zeros(2, 24, dtype=np.int32)
     return {
         "views": (dict(q=zeros(3, 2, 24, 4, 16)), "q has shape"),

@@ -153,7 +153,8 @@ def heads_last(x: jax.Array, length: int) -> jax.Array:
 
 def _kernel(plan: Plan, q, k, v, tau, lam, *refs: Any) -> None:
     """One tile of the forward pass."""
-    ids, refs = (refs[:2], refs[2:]) if plan.segments else ((None, None), refs)
+    num_ids = 2 if plan.segments else 0
+    ids, refs = refs[:num_ids], refs[num_ids:]
     o, live, *scratch = refs if plan.skip else (refs[0], None, *refs[1:])
     total, tau_column, *ids_column = scratch
     h, i, j = (pl.program_id(axis) for axis in (1, 2, 3))

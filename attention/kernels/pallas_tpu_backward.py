@@ -46,8 +46,9 @@ def _guarded(plan: Plan, x: list[jax.Array], accumulate: Any) -> None:
 def _dq_kernel(plan: Plan, *refs: Any) -> None:
     """One tile of dq, dtau and dlam."""
     words, refs = (refs[0], refs[1:]) if plan.bitmap else (None, refs)
-    q, k, v, tau, lam, g, *refs = refs
-    ids, refs = (refs[:2], refs[2:]) if plan.segments else ((None, None), refs)
+    (q, k, v, tau, lam, g), refs = refs[:6], refs[6:]
+    num_ids = 2 if plan.segments else 0
+    ids, refs = refs[:num_ids], refs[num_ids:]
     dq, dtau, dlam, dq_sum, dtau_sum, dlam_sum, tau_column, *ids_column = refs
     b, h, i, j = (pl.program_id(axis) for axis in range(4))
 
@@ -163,8 +164,9 @@ def run_dq(
 def _dkv_kernel(plan: Plan, *refs: Any) -> None:
     """One transposed tile of dk and dv."""
     words, refs = (refs[0], refs[1:]) if plan.bitmap else (None, refs)
-    q, k, v, tau, lam, g, *refs = refs
-    ids, refs = (refs[:2], refs[2:]) if plan.segments else ((None, None), refs)
+    (q, k, v, tau, lam, g), refs = refs[:6], refs[6:]
+    num_ids = 2 if plan.segments else 0
+    ids, refs = refs[:num_ids], refs[num_ids:]
     dk, dv, dk_sum, dv_sum, *ids_column = refs
     b, kv_head, j, member, i = (pl.program_id(axis) for axis in range(5))
     h = kv_head * plan.group + member
