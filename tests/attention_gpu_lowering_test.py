@@ -110,7 +110,7 @@ def test_single_view_lowers() -> None:
 
 INTERPRETED = [
     # Three and five tiles of keys with two in flight: slots are used again.
-    Case("gqa", T=130, S=130, H=2, K=1, shift=0.25),
+    Case("gqa", T=100, S=150, H=4, K=2, shift=0.25),
     Case("packed", T=70, S=300, H=1, Dv=128, packed=True, p=3),
 ]
 

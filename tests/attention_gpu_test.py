@@ -72,7 +72,7 @@ def test_lists_of_live_tiles() -> None:
 def test_causal_limits() -> None:
     """How many key tiles rows see, and which tiles are cut, pair by pair."""
     num, keys, rows = 4, 8, 6
-    for offset, first in itertools.product((-20, -3, 0, 5, 40), (0, 6, 12)):
+    for offset, first in itertools.product((-20, -3, 0, 1, 5, 7, 40), (0, 6, 12)):
         i, j = first + np.arange(rows)[:, None], np.arange(num * keys)[None]
         seen = (j <= i + offset).reshape(rows, num, keys)
         found = hopper.key_tiles(jnp.int32(first), rows, keys, num, offset)

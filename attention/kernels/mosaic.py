@@ -7,7 +7,8 @@ scratch_types, ref.transpose((1, 0)), wgmma, TMA copies and barriers.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -46,21 +47,37 @@ def rows(shape: Sequence[int], dtype: Any = jnp.float32) -> Any:
     return plgpu.SMEM(tuple(shape), dtype)
 
 
-def kernel(
-    body: Callable[..., None],
+def launch(
+    body: Callable[[Any], None],
     *,
     name: str,
-    out_type: Any,
-    scratch_types: Sequence[Any],
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    scratch: Mapping[str, Any],
     grid: tuple[int, ...],
     grid_names: tuple[str, ...],
     interpret: Any,
-) -> Callable[..., Any]:
-    """plgpu.kernel of two computing warpgroups and one that copies, axis "wg"."""
-    return plgpu.kernel(
-        body,
-        out_type=out_type,
-        scratch_types=list(scratch_types),
+) -> tuple[jax.Array, ...]:
+    """Runs a kernel of two computing warpgroups and one that copies, axis "wg".
+
+    Args:
+        body: takes one namespace with a ref of every name; None where nothing was given.
+        inputs, outputs, scratch: by name, arrays, ShapeDtypeStructs and memory types, or None.
+        interpret: None or `interpreter()`.
+    """
+    named = [
+        {k: x for k, x in part.items() if x is not None} for part in (inputs, outputs, scratch)
+    ]
+    absent = dict.fromkeys([*inputs, *outputs, *scratch])
+
+    def run(*refs: Any) -> None:
+        names = [k for part in named for k in part]
+        body(SimpleNamespace(**absent | dict(zip(names, refs, strict=True))))
+
+    call = plgpu.kernel(
+        run,
+        out_type=tuple(named[1].values()),
+        scratch_types=list(named[2].values()),
         grid=grid,
         grid_names=grid_names,
         num_threads=WARPGROUPS + 1,
@@ -68,12 +85,22 @@ def kernel(
         kernel_name=name,
         interpret=interpret,
     )
+    return call(*named[0].values())
 
 
-def taker(refs: Sequence[Any]) -> Callable[..., list[Any]]:
-    """take(n, given=True): the next n refs of a kernel, or n times None where not given."""
-    rest = iter(refs)
-    return lambda n, given=True: [next(rest) if given else None for _ in range(n)]
+def ring(stages: int, total: jax.Array, start: Callable[..., None], drain: Callable[..., None]):
+    """The copying warpgroup's walk over `total` tiles, `stages` of them in flight.
+
+    Args:
+        start: (n, slot, wait) -> None copies tile n to its slot, after the slot is free if `wait`.
+        drain: (slot) -> None waits for the slot to be free; the last tiles of the ring end so, for
+            who waits on a barrier must see all its phases.
+    """
+    slot = lambda n: lax.rem(n, jnp.int32(stages))
+    filled = jnp.minimum(total, stages)
+    pl.loop(jnp.int32(0), filled)(lambda n: start(n, slot(n), False))
+    pl.loop(filled, total)(lambda n: start(n, slot(n), True))
+    pl.loop(total - filled, total)(lambda n: drain(slot(n)))
 
 
 def fetch(pairs: Sequence[tuple[Any, Any]], barrier: Any) -> None:

@@ -14,8 +14,9 @@ interpreter for it; `python -m attention.gpu_check` is the first thing to run on
 lower such a kernel for several platforms at once: an export for CUDA names CUDA alone.
 """
 
+from collections.abc import Callable
 from functools import partial, reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.experimental.pallas as pl
@@ -155,165 +156,189 @@ def pad(q: Any, k: Any, v: Any, tau: Any, ids: Any, keys: int) -> Any:
     return q, k, v, tau, (q_ids, jnp.pad(ids[1].astype(jnp.int32), ((0, 0), (0, s))))
 
 
+class _Plan(NamedTuple):
+    """What the forward kernel is compiled for."""
+
+    spec: Spec
+    offset: int | None  # row i sees keys up to i + offset; None: all
+    keys: int
+    stages: int
+    views: int
+    B: int
+    group: int  # query heads of a key head
+    num: int  # key tiles
+    num_rows: int  # blocks of 128 rows
+
+
 def forward(operands: Any, lam: jax.Array, static: Any) -> Any:
-    """The kernel over operands of `pad`: o [B, T, H, Dv] and live int32 [B, H, T/64, S/keys]."""
+    """The kernel over operands of `pad`: o [B, T, H, Dv] and live int32 [B, H, T/64, S/keys].
+
+    One view, q and k [1, ..], gives its weights without lam.
+    """
     q, k, v, tau, ids = operands
     spec, offset, (keys, stages, *_), interpret = static
     views, B, T, H, D = q.shape
     S, heads, Dv = v.shape[1:]
-    group, num, dtype = H // heads, S // keys, v.dtype
-    num_rows = T // BLOCK_ROWS
+    num = S // keys
     stages = max(1, min(stages, num))
-    tile = (ROWS, keys)
-
-    def body(*refs: Any) -> None:
-        take = mosaic.taker(refs)
-        q_ref, k_ref, v_ref, tau_ref, lam_ref = take(5)
-        q_ids_ref, kv_ids_ref = take(2, ids is not None)
-        o_ref, live_ref, q_smem, k_smem, v_smem, tau_smem, votes = take(7)
-        q_ready, k_ready, v_ready, k_free, v_free = take(5)
-        (o_smem,) = take(1, Dv != D)
-        q_ids_smem, kv_ids_smem = take(2, ids is not None)
-        (spill,) = take(1, bool(interpret))
-        b, h, wg = lax.axis_index("batch"), lax.axis_index("heads"), lax.axis_index("wg")
-        # The longest rows first: what runs last is short.
-        i = num_rows - 1 - lax.axis_index("rows")
-        last = hopper.key_tiles(i * BLOCK_ROWS, BLOCK_ROWS, keys, num, offset)
-
-        @pl.when(wg < WARPGROUPS)
-        def _compute() -> None:
-            plgpu.set_max_registers(232, action="increase")
-            first = i * BLOCK_ROWS + wg * ROWS
-            own = pl.ds(first, ROWS)
-            copies = [(q_ref.at[t * B + b, own, h], q_smem.at[wg, t]) for t in range(views)]
-            copies += [(tau_ref.at[b, h, own], tau_smem.at[wg])]
-            if ids is not None:
-                copies += [(q_ids_ref.at[b, own], q_ids_smem.at[wg])]
-            mosaic.fetch(copies, q_ready.at[wg])
-            plgpu.barrier_wait(q_ready.at[wg])
-            along = plgpu.Layout.WGMMA.reduce(1)
-            tau = mosaic.spread(mosaic.load(tau_smem.at[wg], along), tile, 0)
-            q_ids: Any = mosaic.load(q_ids_smem.at[wg], along) if ids is not None else None
-            minus_lam = -lam_ref[h]
-            mine = hopper.key_tiles(first, ROWS, keys, num, offset)
-
-            def mask(es: Any, j: jax.Array, slot: jax.Array) -> Any:
-                rows = mosaic.iota(tile, 0) + first
-                cols = mosaic.iota(tile, 1) + j * keys
-                pair: Any = (None, None)
-                if ids is not None:
-                    across = mosaic.load(kv_ids_smem.at[slot], plgpu.Layout.WGMMA.reduce(0))
-                    pair = (mosaic.spread(q_ids, tile, 0), mosaic.spread(across, tile, 1))
-                return tuple(hopper.mask_tile(e, rows, cols, pair[0], pair[1], offset) for e in es)
-
-            def step(j: jax.Array, acc: jax.Array) -> jax.Array:
-                slot = lax.rem(j, jnp.int32(stages))
-                plgpu.barrier_wait(k_ready.at[slot])
-                s = mosaic.products(*((q_smem.at[wg, t], k_smem.at[slot, t]) for t in range(views)))
-                if ids is None:  # the ids of the keys are released with them
-                    plgpu.barrier_arrive(k_free.at[slot])
-                es = tuple(hopper.excess(x, tau) for x in s)
-                if ids is not None:
-                    es = mask(es, j, slot)
-                    plgpu.commit_smem()  # read by threads, to be written by TMA
-                    plgpu.barrier_arrive(k_free.at[slot])
-                elif offset is not None:
-                    edge = hopper.crosses(first, j * keys, keys, offset)
-                    es = lax.cond(edge, lambda es: mask(es, j, slot), lambda es: es, es)
-                a = hopper.weights(es[0], 1.0, spec.p)
-                if views == 2:
-                    a = a + hopper.weights(es[1], minus_lam, spec.p)
-                a = a.astype(dtype)
-
-                def add(acc: jax.Array) -> jax.Array:
-                    return mosaic.accumulate((acc, a, v_smem.at[slot]), spill=spill, wg=wg)[0]
-
-                if spec.skip:
-                    live = mosaic.any_positive(reduce(jnp.maximum, es), votes.at[wg])
-                    live_ref[b, h, i * WARPGROUPS + wg, j] = live.astype(jnp.int32)
-                    plgpu.barrier_wait(v_ready.at[slot])
-                    acc = lax.cond(live, add, lambda acc: acc, acc)
-                else:
-                    live_ref[b, h, i * WARPGROUPS + wg, j] = jnp.int32(1)
-                    plgpu.barrier_wait(v_ready.at[slot])
-                    acc = add(acc)
-                plgpu.barrier_arrive(v_free.at[slot])
-                return acc
-
-            acc = lax.fori_loop(jnp.int32(0), mine, step, mosaic.zeros((ROWS, Dv)))
-
-            @pl.loop(mine, last)
-            def _release(j: jax.Array) -> None:  # tiles that only the other warpgroup sees
-                slot = lax.rem(j, jnp.int32(stages))
-                plgpu.barrier_wait(k_ready.at[slot])
-                plgpu.barrier_arrive(k_free.at[slot])
-                plgpu.barrier_wait(v_ready.at[slot])
-                plgpu.barrier_arrive(v_free.at[slot])
-
-            out = q_smem.at[wg, 0] if o_smem is None else o_smem.at[wg]
-            out[...] = acc.astype(dtype)
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(out, o_ref.at[b, own, h])
-            plgpu.wait_smem_to_gmem(0)
-
-        @pl.when(wg == WARPGROUPS)
-        def _copy() -> None:
-            plgpu.set_max_registers(40, action="decrease")
-            head = lax.div(h, jnp.int32(group))
-
-            def start(j: jax.Array, wait: bool) -> None:
-                slot = lax.rem(j, jnp.int32(stages))
-                own = pl.ds(j * keys, keys)
-                copies = [
-                    (k_ref.at[t * B + b, own, head], k_smem.at[slot, t]) for t in range(views)
-                ]
-                if ids is not None:
-                    copies += [(kv_ids_ref.at[b, own], kv_ids_smem.at[slot])]
-                if wait:
-                    plgpu.barrier_wait(k_free.at[slot])
-                mosaic.fetch(copies, k_ready.at[slot])
-                if wait:
-                    plgpu.barrier_wait(v_free.at[slot])
-                mosaic.fetch([(v_ref.at[b, own, head], v_smem.at[slot])], v_ready.at[slot])
-
-            filled = jnp.minimum(last, stages)
-            pl.loop(jnp.int32(0), filled)(lambda j: start(j, False))
-            pl.loop(filled, last)(lambda j: start(j, True))
-
+    plan = _Plan(spec, offset, keys, stages, views, B, H // heads, num, T // BLOCK_ROWS)
+    q_ids, kv_ids = (None, None) if ids is None else ids
     copies = views + (ids is not None)
-    scratch = [
-        mosaic.operand((WARPGROUPS, views, ROWS, D), dtype),
-        mosaic.operand((stages, views, keys, D), dtype),
-        mosaic.operand((stages, keys, Dv), dtype),
-        mosaic.rows((WARPGROUPS, ROWS)),
-        mosaic.rows((WARPGROUPS, ROWS)),
-        plgpu.Barrier(num_arrivals=copies + 1, num_barriers=WARPGROUPS),
-        plgpu.Barrier(num_arrivals=copies, num_barriers=stages),
-        plgpu.Barrier(num_barriers=stages),
-        plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=stages),
-        plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=stages),
-    ]
-    if Dv != D:
-        scratch += [mosaic.operand((WARPGROUPS, ROWS, Dv), dtype)]
-    if ids is not None:
-        scratch += [mosaic.rows((WARPGROUPS, ROWS), jnp.int32)]
-        scratch += [mosaic.rows((stages, keys), jnp.int32)]
-    if interpret:
-        scratch += [mosaic.rows((WARPGROUPS, *tile), dtype)]
-    outputs = (
-        jax.ShapeDtypeStruct((B, T, H, Dv), dtype),
-        jax.ShapeDtypeStruct((B, H, T // ROWS, num), jnp.int32),
-    )
-    run = mosaic.kernel(
-        body,
+    freed = plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=stages)
+    return mosaic.launch(
+        partial(_body, plan),
         name="tda_forward",
-        out_type=outputs,
-        scratch_types=scratch,
-        grid=(H, num_rows, B),
+        inputs=dict(q=flat(q), k=flat(k), v=v, tau=tau, lam=lam, q_ids=q_ids, kv_ids=kv_ids),
+        outputs=dict(
+            o=jax.ShapeDtypeStruct((B, T, H, Dv), v.dtype),
+            live=jax.ShapeDtypeStruct((B, H, T // ROWS, num), jnp.int32),
+        ),
+        scratch=dict(
+            q_smem=mosaic.operand((WARPGROUPS, views, ROWS, D), v.dtype),
+            k_smem=mosaic.operand((stages, views, keys, D), v.dtype),
+            v_smem=mosaic.operand((stages, keys, Dv), v.dtype),
+            tau_smem=mosaic.rows((WARPGROUPS, ROWS)),
+            votes=mosaic.rows((WARPGROUPS, ROWS)),
+            q_ready=plgpu.Barrier(num_arrivals=copies + 1, num_barriers=WARPGROUPS),
+            k_ready=plgpu.Barrier(num_arrivals=copies, num_barriers=stages),
+            v_ready=plgpu.Barrier(num_barriers=stages),
+            k_free=freed,
+            v_free=freed,
+            o_smem=mosaic.operand((WARPGROUPS, ROWS, Dv), v.dtype) if Dv != D else None,
+            q_ids_smem=mosaic.rows((WARPGROUPS, ROWS), jnp.int32) if ids else None,
+            kv_ids_smem=mosaic.rows((stages, keys), jnp.int32) if ids else None,
+            spill=mosaic.rows((WARPGROUPS, ROWS, keys), v.dtype) if interpret else None,
+        ),
+        grid=(H, plan.num_rows, B),
         grid_names=("heads", "rows", "batch"),
         interpret=interpret,
     )
-    return run(flat(q), flat(k), v, tau, lam, *(ids or ()))
+
+
+def _body(plan: _Plan, refs: Any) -> None:
+    b, h, wg = lax.axis_index("batch"), lax.axis_index("heads"), lax.axis_index("wg")
+    # The longest rows first: what runs last is short.
+    i = plan.num_rows - 1 - lax.axis_index("rows")
+    last = hopper.key_tiles(i * BLOCK_ROWS, BLOCK_ROWS, plan.keys, plan.num, plan.offset)
+    pl.when(wg < WARPGROUPS)(lambda: _compute(plan, refs, b, h, i, wg, last))
+    pl.when(wg == WARPGROUPS)(lambda: _copy(plan, refs, b, h, last))
+
+
+def _compute(plan: _Plan, refs: Any, b: Any, h: Any, i: Any, wg: Any, last: Any) -> None:
+    """64 rows of one head: fetch them, walk the key tiles, store the output."""
+    plgpu.set_max_registers(232, action="increase")
+    first = i * BLOCK_ROWS + wg * ROWS
+    own = pl.ds(first, ROWS)
+    copies = [(refs.q.at[t * plan.B + b, own, h], refs.q_smem.at[wg, t]) for t in range(plan.views)]
+    copies += [(refs.tau.at[b, h, own], refs.tau_smem.at[wg])]
+    if refs.q_ids is not None:
+        copies += [(refs.q_ids.at[b, own], refs.q_ids_smem.at[wg])]
+    mosaic.fetch(copies, refs.q_ready.at[wg])
+    plgpu.barrier_wait(refs.q_ready.at[wg])
+    mine = hopper.key_tiles(first, ROWS, plan.keys, plan.num, plan.offset)
+    scores = _scores(plan, refs, first, wg)
+    minus_lam = -refs.lam[h]
+
+    def step(j: jax.Array, acc: jax.Array) -> jax.Array:
+        slot = lax.rem(j, jnp.int32(plan.stages))
+        es = scores(j, slot)
+        a = hopper.weights(es[0], 1.0, plan.spec.p)
+        if plan.views == 2:
+            a = a + hopper.weights(es[1], minus_lam, plan.spec.p)
+        a = a.astype(refs.v_smem.dtype)
+        live = jnp.bool_(True)
+        if plan.spec.skip:
+            live = mosaic.any_positive(reduce(jnp.maximum, es), refs.votes.at[wg])
+        refs.live[b, h, i * WARPGROUPS + wg, j] = live.astype(jnp.int32)
+
+        def add(acc: jax.Array) -> jax.Array:
+            term = (acc, a, refs.v_smem.at[slot])
+            return mosaic.accumulate(term, spill=refs.spill, wg=wg)[0]
+
+        plgpu.barrier_wait(refs.v_ready.at[slot])
+        acc = lax.cond(live, add, lambda acc: acc, acc) if plan.spec.skip else add(acc)
+        plgpu.barrier_arrive(refs.v_free.at[slot])
+        return acc
+
+    acc = lax.fori_loop(jnp.int32(0), mine, step, mosaic.zeros((ROWS, refs.o.shape[-1])))
+
+    @pl.loop(mine, last)
+    def _release(j: jax.Array) -> None:  # tiles that only the other warpgroup sees
+        slot = lax.rem(j, jnp.int32(plan.stages))
+        plgpu.barrier_wait(refs.k_ready.at[slot])
+        plgpu.barrier_arrive(refs.k_free.at[slot])
+        plgpu.barrier_wait(refs.v_ready.at[slot])
+        plgpu.barrier_arrive(refs.v_free.at[slot])
+
+    out = refs.q_smem.at[wg, 0] if refs.o_smem is None else refs.o_smem.at[wg]
+    out[...] = acc.astype(refs.o.dtype)
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(out, refs.o.at[b, own, h])
+    plgpu.wait_smem_to_gmem(0)
+
+
+def _scores(plan: _Plan, refs: Any, first: Any, wg: Any) -> Callable[..., tuple[jax.Array, ...]]:
+    """(tile, slot) -> rectified scores of every view, masked; waits for the keys and frees them."""
+    tile = (ROWS, plan.keys)
+    along, across = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
+    tau = mosaic.spread(mosaic.load(refs.tau_smem.at[wg], along), tile, 0)
+    segments = refs.q_ids is not None
+    q_ids: Any = mosaic.load(refs.q_ids_smem.at[wg], along) if segments else None
+
+    def mask(es: Any, j: jax.Array, slot: jax.Array) -> Any:
+        rows = mosaic.iota(tile, 0) + first
+        cols = mosaic.iota(tile, 1) + j * plan.keys
+        ids: Any = (None, None)
+        if segments:
+            kv_ids = mosaic.load(refs.kv_ids_smem.at[slot], across)
+            ids = (mosaic.spread(q_ids, tile, 0), mosaic.spread(kv_ids, tile, 1))
+        return tuple(hopper.mask_tile(e, rows, cols, ids[0], ids[1], plan.offset) for e in es)
+
+    def scores(j: jax.Array, slot: jax.Array) -> tuple[jax.Array, ...]:
+        plgpu.barrier_wait(refs.k_ready.at[slot])
+        s = mosaic.products(
+            *((refs.q_smem.at[wg, t], refs.k_smem.at[slot, t]) for t in range(plan.views))
+        )
+        if not segments:  # the ids of the keys are released with them
+            plgpu.barrier_arrive(refs.k_free.at[slot])
+        es = tuple(hopper.excess(x, tau) for x in s)
+        if segments:
+            es = mask(es, j, slot)
+            plgpu.commit_smem()  # read by threads, to be written by TMA
+            plgpu.barrier_arrive(refs.k_free.at[slot])
+        elif plan.offset is not None:
+            edge = hopper.crosses(first, j * plan.keys, plan.keys, plan.offset)
+            es = lax.cond(edge, lambda es: mask(es, j, slot), lambda es: es, es)
+        return es
+
+    return scores
+
+
+def _copy(plan: _Plan, refs: Any, b: Any, h: Any, last: Any) -> None:
+    """Streams keys and values of one head, each with barriers of its own."""
+    plgpu.set_max_registers(40, action="decrease")
+    head = lax.div(h, jnp.int32(plan.group))
+
+    def start(j: jax.Array, slot: jax.Array, wait: bool) -> None:
+        own = pl.ds(j * plan.keys, plan.keys)
+        copies = [
+            (refs.k.at[t * plan.B + b, own, head], refs.k_smem.at[slot, t])
+            for t in range(plan.views)
+        ]
+        if refs.kv_ids is not None:
+            copies += [(refs.kv_ids.at[b, own], refs.kv_ids_smem.at[slot])]
+        if wait:
+            plgpu.barrier_wait(refs.k_free.at[slot])
+        mosaic.fetch(copies, refs.k_ready.at[slot])
+        if wait:
+            plgpu.barrier_wait(refs.v_free.at[slot])
+        mosaic.fetch([(refs.v.at[b, own, head], refs.v_smem.at[slot])], refs.v_ready.at[slot])
+
+    def drain(slot: jax.Array) -> None:
+        plgpu.barrier_wait(refs.k_free.at[slot])
+        plgpu.barrier_wait(refs.v_free.at[slot])
+
+    mosaic.ring(plan.stages, last, start, drain)
 
 
 def flat(x: jax.Array) -> jax.Array:
