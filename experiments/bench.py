@@ -3,6 +3,7 @@
 
     python experiments/bench.py banyan [--json=FILE] [--repeats=7]
     python experiments/bench.py loop
+    python experiments/bench.py attention
 
 Every case is called once to compile, then all cases are called in turn, `repeats` times, so that
 a busy machine slows them alike. Printed are ratios first, then medians with their spread
@@ -11,7 +12,8 @@ a busy machine slows them alike. Printed are ratios first, then medians with the
 A bench is a module of `experiments/benches` with `cases() -> Iterable[Case]` and
 `ratios(rows) -> {name: number}`. The JSON has one shape for all of them:
 {"bench", "device", "versions", "commit", "rows": [{"row", "envs", "steps_per_s", "spread",
-"first_call_s", "repeats"}], "ratios", "not_measured": {row: reason}}.
+"first_call_s", "repeats", ...}], "ratios", "not_measured": {row: reason}}; a case may add
+columns of its own to its row, and one with "flop" per step gets "tflops" per second.
 """
 
 import argparse
@@ -21,12 +23,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0:0] = [str(ROOT)]
-BENCHES = ("banyan", "loop")
+BENCHES = ("attention", "banyan", "loop")
 MIN_REPEATS = 5
+COLUMNS = ("row", "envs", "steps_per_s", "spread", "first_call_s", "repeats")  # of every row
 
 
 class Case(NamedTuple):
@@ -36,6 +40,7 @@ class Case(NamedTuple):
     envs: int
     work: float
     run: Callable[[int], None]  # takes the index of the repeat, blocks until done
+    columns: Mapping[str, Any] = MappingProxyType({})  # more of its row, known beforehand
 
 
 class Missing(NamedTuple):
@@ -77,8 +82,11 @@ def measure(cases: Iterable[Case | Missing], repeats: int) -> tuple[list[dict], 
                 "spread": float((high - low) / median),
                 "first_call_s": round(first, 3),
                 "repeats": repeats,
+                **case.columns,
             }
         )
+        if "flop" in case.columns:
+            rows[-1]["tflops"] = float(median) * case.columns["flop"] / 1e12
     return rows, missing
 
 
@@ -91,8 +99,15 @@ def table(result: Mapping[str, Any]) -> str:
         name = f"{row['row']}@{row['envs']}" if row["envs"] else row["row"]
         rate, spread, first = row["steps_per_s"], row["spread"], row["first_call_s"]
         lines.append(f"{rate:12.4g}  {spread:6.1%}  {first:8.1f} s  {name}")
+        more = [(k, row[k]) for k in row if k not in COLUMNS]
+        if more:
+            lines.append(" " * 34 + ", ".join(f"{k} {_short(v)}" for k, v in more))
     lines += [f"not measured: {k}: {v}" for k, v in result["not_measured"].items()]
     return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
 
 
 def run(name: str, repeats: int) -> dict[str, Any]:
@@ -133,4 +148,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Benches import this module by name: their Case and Missing must be the ones it looks for.
+    from experiments.bench import main as imported
+
+    sys.exit(imported())

@@ -43,7 +43,8 @@ if __package__ in (None, ""):  # run as a script: the checkout, not this folder,
 from experiments import transfer
 from experiments.transfer import DataError
 
-LIBRARIES = ("banyan.data",)  # modules that export FILES; a new library is one more name
+# Modules that export FILES; a new library is one more name.
+LIBRARIES = ("banyan.data", "attention.data")
 CHUNK = 1 << 20  # bytes
 
 Dataset = Mapping[str, Any]

@@ -31,6 +31,14 @@ def at_least(group: str, low: int | float, **values: int | float) -> None:
             raise ValueError(f"config.{group}.{key}={value!r} must be at least {low}")
 
 
+def check_select(select: tuple[str, str]) -> None:
+    """Raises ValueError unless it is (metric, "max" or "min")."""
+    if len(select) != 2 or select[1] not in ("max", "min"):
+        raise ValueError(
+            f'config.eval.select={select!r} must be (metric, "max") or (metric, "min")'
+        )
+
+
 @dataclass(frozen=True)
 class Train:
     """steps: updates in all; save_every: steps between checkpoints."""
@@ -55,10 +63,7 @@ class Eval:
     def __post_init__(self) -> None:
         at_least("eval", 1, every=self.every)
         at_least("eval", 0, tolerance=self.tolerance)
-        if len(self.select) != 2 or self.select[1] not in ("max", "min"):
-            raise ValueError(
-                f'config.eval.select={self.select!r} must be (metric, "max") or (metric, "min")'
-            )
+        check_select(self.select)
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,19 @@ from experiments.writer import short  # noqa: E402
 RESULTS = ROOT / "experiments" / "results"
 README = ROOT / "README.md"
 # kind -> key that tells it
-KINDS = {"results": "metrics", "checks": "check", "benches": "bench", "shortcuts": "shortcuts"}
+KINDS = {
+    "results": "metrics",
+    "checks": "check",
+    "benches": "bench",
+    "shortcuts": "shortcuts",
+    "compiles": "compiled",
+}
 BLOCKS = tuple(KINDS)
 COMMAND = {
     "results": "python experiments/run.py --config=experiments/configs/SYSTEM.py:VARIANT",
     "checks": "pytest -m slow",
     "benches": "python experiments/bench.py NAME --json=experiments/results/FILE.json",
+    "compiles": "python -m attention.tpu_aot --json=experiments/results/FILE.json",
     "shortcuts": "python -m banyan.oracle --shortcuts --json=experiments/results/FILE.json",
 }
 Found = dict[str, dict[str, dict[str, Any]]]
@@ -60,7 +67,9 @@ def read(results: Path = RESULTS) -> Found:
             raise UserError(f"{path} is damaged: {error}") from error
         kinds = [kind for kind, key in KINDS.items() if key in content]
         if len(kinds) != 1:
-            raise UserError(f"{path}: no result of a run, a bench, a slow test or a count")
+            raise UserError(
+                f"{path}: no result of a run, a bench, a slow test, a count or a compiler"
+            )
         if kinds == ["results"]:
             other = hashes.setdefault(content["config_hash"], name)
             if other != name:
@@ -195,6 +204,35 @@ def shortcuts_table(counts: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table(("topology", "trees per depth", *(f"depth {depth}" for depth in depths)), rows)
 
 
+def compiles_text(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Programs compiled ahead of time for TPUs, and how their memory grows with length."""
+    rows, lines = [], []
+    for result in results.values():
+        for one in result["compiled"]:
+            rows.append(
+                [
+                    Cell(one["chip"]),
+                    Cell("forward + backward" if one["backward"] else "forward"),
+                    Cell(f"{one['T']:,}"),
+                    Cell(str(one["D"])),
+                    Cell(f"{one['block_q']} x {one['block_kv']}"),
+                    Cell("yes" if one["within_vmem"] else "no"),
+                    Cell(f"{one['temporary_bytes'] / 2**20:,.0f} MiB"),
+                ]
+            )
+        memory = result["memory"]
+        dense = memory["dense"]
+        lines.append(
+            f"\nTemporary bytes of forward + backward on {memory['chip']} from T="
+            f"{' to '.join(f'{t:,}' for t in memory['T'])} grow by "
+            f"{', '.join(f'{g:.2f}' for g in memory['growth'])}; the dense control from "
+            f"{' to '.join(f'{t:,}' for t in dense['T'])} by {dense['growth'][0]:.2f}. "
+            f"jax {result['versions']['jax']}, libtpu {result['versions']['libtpu']}.\n"
+        )
+    head = ("chip", "program", "T", "D", "tile", "within VMEM", "temporary")
+    return markdown_table(Table(head, rows)) + "".join(lines) if rows else ""
+
+
 def blocks(found: Found) -> dict[str, str]:
     """Text of every block of README."""
     runs, checks = runs_table(found["results"]), checks_table(found["checks"])
@@ -203,6 +241,7 @@ def blocks(found: Found) -> dict[str, str]:
         "results": markdown_table(runs) if runs.rows else "",
         "checks": markdown_table(checks) if checks.rows else "",
         "benches": "\n".join(bench_text(bench) for bench in found["benches"].values()),
+        "compiles": compiles_text(found["compiles"]),
         "shortcuts": markdown_table(shortcuts) if shortcuts.rows else "",
     }
     return {kind: text or f"Not measured yet: `{COMMAND[kind]}`\n" for kind, text in texts.items()}

@@ -6,22 +6,14 @@ layouts. Each check leaves a dated file in experiments/results/ with all runs, c
 commit; criteria are those of the specification of the world, fixed before the runs.
 """
 
-import datetime
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from experiments import folder
+from tests.learning import SEEDS, leave, train
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "experiments" / "results"
-SEEDS = (0, 1, 2)
 FEED_FORWARD = (
     "--config.model.memory=none",
     "--config.model.layers=2",
@@ -33,62 +25,15 @@ FEED_FORWARD = (
 pytestmark = pytest.mark.slow
 
 
-def train(workdir: Path, seed: int, *options: str) -> dict[str, Any]:
-    """results.json of one run, with the command that made it."""
-    words = [
-        "experiments/run.py",
-        "--config=experiments/configs/banyan.py",
-        f"--config.seed={seed}",
-        *FEED_FORWARD,
-        *options,
-    ]
-    run = subprocess.run(
-        [sys.executable, *words, f"--workdir={workdir}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    results = json.loads((workdir / "results.json").read_text())
-    versions = json.loads((workdir / "env.json").read_text())["versions"]
-    return {**results, "versions": versions, "command": "python " + " ".join(words)}
-
-
-def leave(name: str, criterion: str, runs: dict[str, list[dict[str, Any]]]) -> None:
-    """Writes the result file of a check."""
-    RESULTS.mkdir(exist_ok=True)
-    kept = ("seed", "step", "metrics", "command", "wall_s", "steps_per_s")
-    conditions, first = {}, next(iter(runs.values()))[0]
-    for condition, results in runs.items():
-        names = sorted(results[0]["metrics"])
-        values = {n: [r["metrics"][n] for r in results] for n in names}
-        conditions[condition] = {
-            "mean": {n: float(np.mean(v)) for n, v in values.items()},
-            "std": {n: float(np.std(v, ddof=1)) for n, v in values.items()},
-            "runs": [{k: r[k] for k in kept} for r in results],
-        }
-    folder.write_json(
-        RESULTS / f"{name}.json",
-        {
-            "check": name,
-            "criterion": criterion,
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "commit": first["commit"],
-            "device": f"{first['device']} ({os.cpu_count()} cores)",
-            "versions": first["versions"],
-            "conditions": conditions,
-        },
-    )
-
-
 def test_learns_depths_one_and_two(tmp_path: Path) -> None:
     """64 trees x 64 layouts: at least .93 / .90 success by 2.5M steps, on every seed; dead ends,
     frequent under random play, become rare."""
     runs = [
         train(
             tmp_path / f"s{seed}",
+            "banyan",
             seed,
+            *FEED_FORWARD,
             "--config.env.layouts=64,256",
             "--config.env.objects=64",
             "--config.train.phase_steps=305",
@@ -117,7 +62,9 @@ def gaps(
         f"{axis}={size}": [
             train(
                 tmp_path / f"{axis}{size}s{seed}",
+                "banyan",
                 seed,
+                *FEED_FORWARD,
                 *options,
                 f"--config.train.phase_steps={updates}",
                 f"--config.train.steps={updates}",

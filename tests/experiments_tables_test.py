@@ -113,6 +113,30 @@ def test_shortcuts_are_shares(tmp_path: Path) -> None:
     assert "| balanced | 10 | not measured | 10.0% |" in text
 
 
+def test_compiled_programs_and_their_growth(tmp_path: Path) -> None:
+    one = {
+        "chip": "v5e",
+        "T": 32768,
+        "D": 64,
+        "backward": True,
+        "block_q": 512,
+        "block_kv": 256,
+        "within_vmem": True,
+        "temporary_bytes": 3 << 20,
+    }
+    memory = {
+        "chip": "v5e",
+        "T": [8192, 16384],
+        "growth": [2.011],
+        "dense": {"T": [8192, 16384], "growth": [3.998]},
+    }
+    versions = {"jax": "0.10.2", "libtpu": "0.0.42"}
+    result = {"compiled": [one], "memory": memory, "versions": versions}
+    text = tables.blocks(tables.read(write(tmp_path, aot=result)))["compiles"]
+    assert "| v5e | forward + backward | 32,768 | 64 | 512 x 256 | yes | 3 MiB |" in text
+    assert "from T=8,192 to 16,384 grow by 2.01;" in text and "by 4.00. jax 0.10.2" in text
+
+
 def test_nothing_measured_names_the_command(tmp_path: Path) -> None:
     for name, text in tables.blocks(tables.read(tmp_path)).items():
         assert text.startswith("Not measured yet") and tables.COMMAND[name] in text

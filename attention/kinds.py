@@ -1,0 +1,460 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kind of attention behind one door: same layout, same masks, one weight matrix A each.
+
+With s_ij = <q_i, k_j> * logit_scale + bias_ij over the keys that row i sees, and n_i their number:
+
+    softmax    A = softmax_j(s)                                    Vaswani et al. 2017
+    ssmax      A = softmax_j(scale * log(n_i) * <q, k> * logit_scale + bias)  Nakanishi 2025
+    rela       A = max(s, 0)                                       Zhang et al. 2021
+    diff       A = softmax_j(s^1) - lam * softmax_j(s^2)           Ye et al. 2024
+    sigmoid    A = sigmoid(s - log n_i)                            Ramapuram et al. 2024
+    entmax15   A = max(s / 2 - t_i, 0)^2 with t_i so that a row sums to 1    Peters et al. 2019
+    tra        A = max(cos(q, k) - tau_i, 0)^p                     TDA with one view
+    tda        A = max(cos^1 - tau_i, 0)^p - lam * max(cos^2 - tau_i, 0)^p   attention/tda.py
+
+o = A v. rela, tra, diff and tda do not weigh rows to 1 and want `attention.tda.output_norm` after.
+n_i in ssmax and sigmoid is the row's own count [our choice]: then neither padding nor decoding from
+a cache changes a result. Rows that see nothing give 0 in every kind [our choice].
+
+`attention` computes blocks of queries and recomputes them in the backward pass, so memory is linear
+in T; `attention_map` is the dense A, the reference of every kind.
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from attention import masks, tda
+from attention.kernels import power
+from attention.names import (
+    BIASED,
+    KINDS,
+    check_kind,
+    implementations,
+    needs_output_norm,
+    takes_bias,
+    views,
+)
+
+__all__ = [
+    "BIASED",
+    "KINDS",
+    "apply_map",
+    "attention",
+    "attention_map",
+    "implementations",
+    "needs_output_norm",
+    "takes_bias",
+    "views",
+]
+Values = jax.Array | np.ndarray
+_SCALE = frozenset({"logit_scale"})
+_THRESHOLD = frozenset({"beta", "kappa", "p"})
+KNOBS = MappingProxyType(
+    {
+        "softmax": _SCALE,
+        "ssmax": _SCALE | {"scale"},
+        "rela": _SCALE,
+        "tra": _THRESHOLD,
+        "diff": _SCALE | {"lam"},
+        "sigmoid": _SCALE,
+        "entmax15": _SCALE,
+        "tda": _THRESHOLD | {"lam"},
+    }
+)
+DEFAULTS = MappingProxyType({"lam": 0.5, "scale": 1.0, "beta": 1.0, "kappa": 1.0, "p": 2})
+NO_KNOBS: Mapping[str, Any] = MappingProxyType({})
+CHUNK = 512  # queries per block: scores of a block are [B, H, CHUNK, S]
+NEWTON_STEPS = 20  # of entmax; 12 reach float32 rounding on the worst rows tried
+
+
+def attention(
+    q: Values,
+    k: Values,
+    v: Values,
+    *,
+    kind: str = "softmax",
+    causal: bool = True,
+    q_segment_ids: masks.Ids = None,
+    kv_segment_ids: masks.Ids = None,
+    q_offset: masks.Offset = None,
+    bias: Values | None = None,
+    knobs: Mapping[str, Any] = NO_KNOBS,
+    implementation: str | None = None,
+) -> jax.Array:
+    """o = A v, [B, T, H, Dv] in the dtype of v; differentiable in q, k, v, bias and array knobs.
+
+    Args:
+        q: [V, B, T, H, D] with V = views(kind).
+        k: [V, B, S, Hkv, D]; head h of q reads head h // (H / Hkv).
+        v: [B, S, Hkv, Dv].
+        causal, q_segment_ids, kv_segment_ids, q_offset: as in `masks.visible`.
+        bias: [B or 1, H, T, S], only for kinds that add it to logits (`takes_bias`).
+        knobs: values by name, see KNOBS: `logit_scale` float (default 1 / sqrt(D)), `lam`, `beta`,
+            `kappa`, `scale` scalar or [H], `p` number >= 1.
+        implementation: None, "xla" (any device) or "reference" (dense). softmax also "cudnn"; its
+            None is cuDNN on a GPU where that covers the case. tda: those of `tda_attention`.
+
+    Raises:
+        ValueError: an argument is malformed; kind, knob, bias or implementation is not allowed.
+    """
+    q, k, v, bias = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), _array(bias)
+    _check(q, k, kind, bias, knobs, q_segment_ids, kv_segment_ids, q_offset)
+    _check_value(q, k, v)
+    mask = {
+        "causal": causal,
+        "q_segment_ids": q_segment_ids,
+        "kv_segment_ids": kv_segment_ids,
+        "q_offset": q_offset,
+    }
+    if implementation is not None and implementation not in implementations(kind):
+        names = ", ".join(implementations(kind))
+        raise ValueError(f"implementation={implementation!r}: {kind} allows None, {names}")
+    if kind == "tda":
+        rest = {name: knobs[name] for name in ("beta", "kappa", "p") if name in knobs}
+        lam = _per_head(knobs, "lam", q.shape[3], _accumulator(q))
+        return tda.tda_attention(q, k, v, lam, **rest, **mask, implementation=implementation)
+    if implementation == "reference":
+        A = attention_map(q, k, kind=kind, bias=bias, knobs=knobs, **mask)
+        return apply_map(A, v)
+    if kind == "softmax":
+        use_cudnn = implementation == "cudnn" or (
+            implementation is None and _cudnn_covers(q, k, v, bias, mask)
+        )
+        if use_cudnn or (q.shape[2] <= CHUNK and q.shape[4] == v.shape[3]):
+            return _library_softmax(q[0], k[0], v, bias, knobs, mask, use_cudnn)
+    return _chunked(q, k, v, kind, bias, knobs, mask)
+
+
+def attention_map(
+    q: Values,
+    k: Values,
+    *,
+    kind: str = "softmax",
+    causal: bool = True,
+    q_segment_ids: masks.Ids = None,
+    kv_segment_ids: masks.Ids = None,
+    q_offset: masks.Offset = None,
+    bias: Values | None = None,
+    knobs: Mapping[str, Any] = NO_KNOBS,
+) -> jax.Array:
+    """Dense weights A, [B, H, T, S] in float32 (float64 for float64 q); signed for diff and tda.
+
+    Arguments and errors are those of `attention`.
+    """
+    q, k, bias = jnp.asarray(q), jnp.asarray(k), _array(bias)
+    _check(q, k, kind, bias, knobs, q_segment_ids, kv_segment_ids, q_offset)
+    mask = {
+        "causal": causal,
+        "q_segment_ids": q_segment_ids,
+        "kv_segment_ids": kv_segment_ids,
+        "q_offset": q_offset,
+    }
+    T, S = q.shape[2], k.shape[2]
+    seen, lengths = masks.visible(T, S, **mask), masks.row_lengths(T, S, **mask)
+    return _weights(*_unit(q, k, kind), kind, seen, lengths, bias, knobs)
+
+
+def apply_map(A: jax.Array, v: jax.Array) -> jax.Array:
+    """A v: [B, H, T, S] and [B, S, Hkv, Dv] to [B, T, H, Dv] in the dtype of v."""
+    B, H, T, S = A.shape
+    kv_heads = v.shape[2]
+    grouped = A.reshape(B, kv_heads, H // kv_heads, T, S).astype(v.dtype)
+    out = jnp.einsum("bkgts,bskd->btkgd", grouped, v, preferred_element_type=_accumulator(v))
+    return out.reshape(B, T, H, v.shape[3]).astype(v.dtype)
+
+
+def entmax15(scores: jax.Array, seen: jax.Array) -> jax.Array:
+    """1.5-entmax over the last axis (Peters et al. 2019): sparse, sums to 1, exact zeros.
+
+    p = max(x / 2 - t, 0)^2 with sum p = 1. t is the root of the norm |max(x / 2 - t, 0)| = 1, which
+    is convex and falling in t: Newton's method from max(x) / 2 - 1 climbs to it without overshoot.
+    The last step is differentiated, which gives the exact Jacobian of the implicit root.
+
+    Args:
+        scores: [..., S] floating.
+        seen: bool, as scores or broadcastable with the same number of axes; else p = 0. A row that
+            sees nothing gives 0.
+    """
+    seen = jnp.broadcast_to(seen, scores.shape)
+    half = jnp.where(seen, scores, -jnp.inf) / 2
+    top = jax.lax.stop_gradient(jnp.max(half, axis=-1, keepdims=True))
+    # Entries more than 1 under the top have weight 0: -2 stands for them and for what is not seen.
+    half = jnp.where(seen, half - jnp.where(jnp.isfinite(top), top, 0.0), -2.0)
+    half = jnp.maximum(half, -2.0)
+
+    def newton(t: jax.Array, x: jax.Array) -> jax.Array:
+        excess = jnp.maximum(x - t, 0.0)
+        norm = jnp.sqrt(jnp.sum(excess * excess, axis=-1, keepdims=True))
+        total = jnp.sum(excess, axis=-1, keepdims=True)
+        return t + (norm - 1.0) * norm / jnp.where(total > 0, total, 1.0)
+
+    fixed = jax.lax.stop_gradient(half)
+    start = jnp.full_like(fixed[..., :1], -1.0)
+    t = jax.lax.fori_loop(0, NEWTON_STEPS, lambda _, t: newton(t, fixed), start)
+    t = jax.lax.stop_gradient(t)
+    # Written without the square root, whose slope is infinite in rows that see nothing.
+    excess = jnp.maximum(half - t, 0.0)
+    total = jax.lax.stop_gradient(jnp.sum(excess, axis=-1, keepdims=True))
+    step = (jnp.sum(excess * excess, axis=-1, keepdims=True) - 1.0) / (
+        2.0 * jnp.where(total > 0, total, 1.0)
+    )
+    return jnp.where(seen, jnp.maximum(half - (t + step), 0.0) ** 2, 0.0)
+
+
+def _array(x: Values | None) -> jax.Array | None:
+    return None if x is None else jnp.asarray(x)
+
+
+def _accumulator(x: jax.Array) -> Any:
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _unit(q: jax.Array, k: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
+    """Queries and keys of unit norm for the kinds that compare cosines."""
+    return (tda.normalise(q), tda.normalise(k)) if kind in ("tra", "tda") else (q, k)
+
+
+def _per_head(knobs: Mapping[str, Any], name: str, heads: int, dtype: Any) -> jax.Array:
+    value = jnp.asarray(knobs.get(name, DEFAULTS[name]), dtype)
+    return jnp.broadcast_to(value, (heads,))
+
+
+def _softmax(scores: jax.Array, seen: jax.Array) -> jax.Array:
+    """Softmax over what is seen; rows that see nothing give 0 and a gradient of 0."""
+    top = jnp.max(scores, axis=-1, keepdims=True, where=seen, initial=-jnp.inf)
+    top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0.0))
+    grown = jnp.where(seen, jnp.exp(jnp.where(seen, scores - top, 0.0)), 0.0)
+    total = jnp.sum(grown, axis=-1, keepdims=True)
+    return grown / jnp.where(total > 0, total, 1.0)
+
+
+def _weights(
+    q: jax.Array,
+    k: jax.Array,
+    kind: str,
+    seen: jax.Array,
+    lengths: jax.Array,
+    bias: jax.Array | None,
+    knobs: Mapping[str, Any],
+) -> jax.Array:
+    """A of some rows, [B, H, T, S]; q and k already of unit norm where the kind wants that.
+
+    Args:
+        seen: bool [B or 1, T, S].
+        lengths: int [B or 1, T], keys that each row sees.
+    """
+    V, B, T, H, D = q.shape
+    S, kv_heads = k.shape[2:4]
+    wide = _accumulator(q)
+    grouped = q.reshape(V, B, T, kv_heads, H // kv_heads, D)
+    s = jnp.einsum("vbtkgd,vbskd->vbkgts", grouped, k, preferred_element_type=wide)
+    s = s.reshape(V, B, H, T, S)
+    seen = jnp.broadcast_to(seen[:, None], (B, H, T, S))
+    if kind in ("tra", "tda"):
+        beta, kappa = knobs.get("beta", 1.0), knobs.get("kappa", 1.0)
+        tau = tda.threshold(lengths, D, beta, kappa, dtype=wide)[..., None]
+        w = power(jnp.where(seen[None], jax.nn.relu(s - tau[None]), 0.0), knobs.get("p", 2))
+        if kind == "tra":
+            return w[0]
+        return w[0] - _per_head(knobs, "lam", H, wide)[None, :, None, None] * w[1]
+    s = s * jnp.asarray(knobs.get("logit_scale", 1.0 / math.sqrt(D)), wide)
+    log_n = jnp.log(jnp.maximum(lengths, 1).astype(wide))[:, None, :, None]
+    if kind == "ssmax":
+        s = s * (_per_head(knobs, "scale", H, wide)[None, :, None, None] * log_n)[None]
+    if bias is not None:
+        s = s + bias.astype(wide)[None]
+    if kind in ("softmax", "ssmax"):
+        return _softmax(s[0], seen)
+    if kind == "diff":
+        lam = _per_head(knobs, "lam", H, wide)[None, :, None, None]
+        return _softmax(s[0], seen) - lam * _softmax(s[1], seen)
+    if kind == "rela":
+        return jnp.where(seen, jax.nn.relu(s[0]), 0.0)
+    if kind == "sigmoid":
+        return jnp.where(seen, jax.nn.sigmoid(s[0] - log_n), 0.0)
+    return entmax15(s[0], seen)
+
+
+def _chunked(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    kind: str,
+    bias: jax.Array | None,
+    knobs: Mapping[str, Any],
+    mask: Mapping[str, Any],
+) -> jax.Array:
+    """A v in blocks of CHUNK queries, each recomputed in the backward pass."""
+    _, B, T, H, _ = q.shape
+    S = k.shape[2]
+    q, k = _unit(q, k, kind)
+    lengths = masks.row_lengths(T, S, **mask)
+    if T <= CHUNK:
+        seen = masks.visible(T, S, **mask)
+        return apply_map(_weights(q, k, kind, seen, lengths, bias, knobs), v)
+    blocks = -(-T // CHUNK)
+    offset = jnp.asarray(masks.resolve_offset(T, S, mask["q_offset"]), jnp.int32)
+
+    def split(x: jax.Array, axis: int) -> jax.Array:
+        """Blocks of rows in front; rows added at the end see nothing and are cut off again."""
+        widths = [(0, blocks * CHUNK - T if a == axis else 0) for a in range(x.ndim)]
+        shape = (*x.shape[:axis], blocks, CHUNK, *x.shape[axis + 1 :])
+        return jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis, 0)
+
+    q_ids, kv_ids = mask["q_segment_ids"], mask["kv_segment_ids"]
+    rows: dict[str, Any] = {"q": split(q, 2), "lengths": split(lengths, 1)}
+    rows["first"] = jnp.arange(blocks, dtype=jnp.int32) * CHUNK
+    if q_ids is not None:
+        rows["ids"] = split(jnp.asarray(q_ids, jnp.int32), 1)
+    if bias is not None:
+        rows["bias"] = split(bias, 2)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def block(k: jax.Array, v: jax.Array, rows: Mapping[str, Any]) -> jax.Array:
+        seen = masks.visible(
+            CHUNK,
+            S,
+            causal=mask["causal"],
+            q_segment_ids=rows.get("ids"),
+            kv_segment_ids=kv_ids,
+            q_offset=offset + rows["first"],
+        )
+        A = _weights(rows["q"], k, kind, seen, rows["lengths"], rows.get("bias"), knobs)
+        return apply_map(A, v)
+
+    out = jax.lax.map(lambda rows: block(k, v, rows), rows)  # [blocks, B, CHUNK, H, Dv]
+    return jnp.moveaxis(out, 0, 1).reshape(B, blocks * CHUNK, H, v.shape[3])[:, :T]
+
+
+def _library_softmax(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array | None,
+    knobs: Mapping[str, Any],
+    mask: Mapping[str, Any],
+    use_cudnn: bool,
+) -> jax.Array:
+    """`jax.nn.dot_product_attention`; q [B, T, H, D], k and v with heads of one width."""
+    T, S = q.shape[1], k.shape[1]
+    plain = _is_plain(T, S, mask)
+    dense = None if plain else masks.visible(T, S, **mask)
+    out = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        bias=None if bias is None else bias.astype(q.dtype if use_cudnn else _accumulator(q)),
+        mask=None if dense is None else jnp.broadcast_to(dense[:, None], (q.shape[0], 1, T, S)),
+        scale=float(knobs.get("logit_scale", 1.0 / math.sqrt(q.shape[-1]))),
+        is_causal=plain and mask["causal"],
+        implementation="cudnn" if use_cudnn else "xla",
+    )
+    if dense is None:
+        return out
+    alive = jnp.broadcast_to(dense.any(axis=-1)[:, :, None, None], out.shape)
+    return jnp.where(alive, out, jnp.zeros((), out.dtype))
+
+
+def _is_plain(T: int, S: int, mask: Mapping[str, Any]) -> bool:
+    """Whether no mask array is needed: no segments, and causal only with aligned first rows."""
+    if mask["q_segment_ids"] is not None:
+        return False
+    offset = masks.resolve_offset(T, S, mask["q_offset"])
+    return not mask["causal"] or (isinstance(offset, int) and offset == 0)
+
+
+def _cudnn_covers(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, mask: Mapping[str, Any]
+) -> bool:
+    """Whether cuDNN's flash kernel takes this as it is: 16 bit, no mask array, Ampere or newer."""
+    if jax.default_backend() != "gpu" or bias is not None:
+        return False
+    D = q.shape[4]
+    return (
+        q.dtype in (jnp.bfloat16, jnp.float16)
+        and D <= 128
+        and D % 8 == 0
+        and v.shape[3] == D
+        and _is_plain(q.shape[2], k.shape[2], mask)
+        and float(getattr(jax.devices()[0], "compute_capability", "0")) >= 8.0
+    )
+
+
+def _check(
+    q: jax.Array,
+    k: jax.Array,
+    kind: str,
+    bias: jax.Array | None,
+    knobs: Mapping[str, Any],
+    q_ids: masks.Ids,
+    kv_ids: masks.Ids,
+    q_offset: masks.Offset,
+) -> None:
+    """ValueError naming the first argument that is not allowed, and what is."""
+    check_kind(kind)
+    V = views(kind)
+    if q.ndim != 5 or q.shape[0] != V:
+        raise ValueError(f"q has shape {q.shape}: {kind} takes [{V}, B, T, H, D]")
+    _, B, T, H, D = q.shape
+    if k.ndim != 5 or (*k.shape[:2], k.shape[4]) != (V, B, D):
+        raise ValueError(f"k has shape {k.shape}: {kind} takes [{V}, {B}, S, Hkv, {D}] to match q")
+    S, kv_heads = k.shape[2:4]
+    if H % kv_heads:
+        raise ValueError(f"q has H={H} heads, which is not a multiple of the Hkv={kv_heads} of k")
+    if not jnp.issubdtype(q.dtype, jnp.floating) or k.dtype != q.dtype:
+        raise ValueError(f"k has dtype {k.dtype} and q {q.dtype}: they must agree and be floating")
+    unknown = set(knobs) - KNOBS[kind]
+    if unknown:
+        allowed = ", ".join(sorted(KNOBS[kind]))
+        raise ValueError(f"knobs {sorted(unknown)}: {kind} allows {allowed}")
+    _check_knobs(knobs, H)
+    if bias is not None and kind not in BIASED:
+        raise ValueError(f"bias: {kind} adds none to its scores; allowed for {', '.join(BIASED)}")
+    if bias is not None and bias.shape not in ((B, H, T, S), (1, H, T, S)):
+        raise ValueError(f"bias has shape {bias.shape}: must be [{B} or 1, {H}, {T}, {S}]")
+    if (q_ids is None) != (kv_ids is None):
+        name = "q_segment_ids" if q_ids is None else "kv_segment_ids"
+        raise ValueError(f"{name} is missing: give both segment ids or neither")
+    for name, ids, length in (("q_segment_ids", q_ids, T), ("kv_segment_ids", kv_ids, S)):
+        if ids is None:
+            continue
+        if ids.shape != (B, length) or not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise ValueError(
+                f"{name} is {ids.dtype} of shape {ids.shape}: must be integers [{B}, {length}]"
+            )
+    if q_offset is not None and np.shape(q_offset) not in ((), (B,)):
+        raise ValueError(f"q_offset has shape {np.shape(q_offset)}: must be an int or [{B}]")
+
+
+def _check_knobs(knobs: Mapping[str, Any], heads: int) -> None:
+    for name, value in knobs.items():
+        if name in ("logit_scale", "p"):
+            if not isinstance(value, int | float) or value < (1 if name == "p" else 0):
+                least = "1" if name == "p" else "0"
+                raise ValueError(f"knobs[{name!r}]={value!r}: must be a number >= {least}")
+        elif np.shape(value) not in ((), (heads,)):
+            raise ValueError(
+                f"knobs[{name!r}] has shape {np.shape(value)}: must be a scalar or [{heads}]"
+            )
+        elif (
+            name in ("beta", "kappa")
+            and not isinstance(value, Tracer)
+            and not np.all(np.asarray(value) > 0)
+        ):
+            raise ValueError(f"knobs[{name!r}]={value}: must be > 0")
+
+
+def _check_value(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
+    B, (S, kv_heads) = q.shape[1], k.shape[2:4]
+    if v.ndim != 4 or v.shape[:3] != (B, S, kv_heads):
+        raise ValueError(f"v has shape {v.shape}: must be [{B}, {S}, {kv_heads}, Dv] to match k")
+    if v.dtype != q.dtype:
+        raise ValueError(f"v has dtype {v.dtype} and q {q.dtype}: they must agree")

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers without parameters of their own: norms, rotary and relative positions, activations.
+
+Everything here is computed in float32 (float64 where the input is) and returned in the dtype of
+the input, so bfloat16 activations keep exact positions and stable norms.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _along_last(scale: jax.Array, like: jax.Array) -> jax.Array:
+    """`scale` with leading axes of length 1, as wide as `like`."""
+    return scale.astype(like.dtype).reshape((1,) * (like.ndim - scale.ndim) + scale.shape)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array | None = None, eps: int | float = 1e-6) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis (Zhang and Sennrich 2019).
+
+    Args:
+        x: [..., D].
+        scale: [D], or [H, D] for x of [..., H, D]; None is 1.
+        eps: inside the square root, > 0.
+    """
+    wide = _wide(x)
+    out = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    if scale is not None:
+        out = out * _along_last(scale, out)
+    return out.astype(x.dtype)
+
+
+def layer_norm(
+    x: jax.Array,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    eps: int | float = 1e-5,
+) -> jax.Array:
+    """(x - mean) / sqrt(var + eps) * scale + bias over the last axis (Ba et al. 2016).
+
+    Args:
+        x: [..., D].
+        scale: [D]; None is 1.
+        bias: [D]; None is 0.
+        eps: inside the square root, > 0.
+    """
+    wide = _wide(x)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    out = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + eps)
+    if scale is not None:
+        out = out * _along_last(scale, out)
+    if bias is not None:
+        out = out + _along_last(bias, out)
+    return out.astype(x.dtype)
+
+
+class Llama3Scaling(NamedTuple):
+    """Frequency scaling of Llama 3.1 and later: long wavelengths are stretched by `factor`, short
+    ones kept, those between `original / high` and `original / low` blended."""
+
+    factor: int | float = 8.0
+    low: int | float = 1.0
+    high: int | float = 4.0
+    original: int = 8192  # context length of pre-training, in tokens
+
+
+def rope_frequencies(
+    dim: int,
+    theta: int | float = 10000.0,
+    *,
+    ntk_factor: int | float = 1.0,
+    llama3: Llama3Scaling | None = None,
+) -> np.ndarray:
+    """Angular frequencies of rotary embeddings, [dim / 2] float32 in radians per token.
+
+    Args:
+        dim: width of a head, even.
+        theta: base; frequency j is theta^(-2 j / dim) (Su et al. 2021).
+        ntk_factor: context extension s >= 1 by the NTK-aware rule [secondary]: theta becomes
+            theta * s^(dim / (dim - 2)), which keeps the fastest frequency and divides the slowest
+            by s.
+        llama3: scaling of Llama 3.1 and later, or None.
+
+    Raises:
+        ValueError: dim odd or < 2; theta <= 0; ntk_factor < 1, or > 1 with dim = 2; high <= low.
+    """
+    if dim < 2 or dim % 2:
+        raise ValueError(f"dim={dim}: must be even and at least 2")
+    if theta <= 0:
+        raise ValueError(f"theta={theta}: must be > 0")
+    if ntk_factor < 1 or (ntk_factor > 1 and dim == 2):
+        raise ValueError(f"ntk_factor={ntk_factor}: must be >= 1 (and 1 where dim is 2)")
+    base = float(theta) * (float(ntk_factor) ** (dim / (dim - 2)) if ntk_factor > 1 else 1.0)
+    frequencies = base ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
+    if llama3 is not None:
+        if llama3.high <= llama3.low:
+            raise ValueError(f"llama3={llama3}: high must be > low")
+        turns = llama3.original * frequencies / (2 * math.pi)  # over the original context
+        keep = np.clip((turns - llama3.low) / (llama3.high - llama3.low), 0.0, 1.0)
+        frequencies = frequencies * (keep + (1.0 - keep) / llama3.factor)
+    return frequencies.astype(np.float32)
+
+
+def rope(x: jax.Array, positions: jax.Array, frequencies: np.ndarray | jax.Array) -> jax.Array:
+    """Rotates pairs (j, j + D/2) of each head by position * frequency_j ("rotate half").
+
+    Args:
+        x: [..., B, T, H, D].
+        positions: int [B, T] or [1, T], explicit: restart them per packed document.
+        frequencies: [D / 2], from `rope_frequencies`.
+
+    Raises:
+        ValueError: frequencies do not have D / 2 entries.
+    """
+    half = x.shape[-1] // 2
+    if x.shape[-1] % 2 or frequencies.shape != (half,):
+        raise ValueError(f"frequencies of shape {frequencies.shape}: x has D={x.shape[-1]}")
+    frequencies = jnp.asarray(frequencies).reshape(1, 1, 1, half)
+    angle = positions.astype(jnp.float32)[:, :, None, None] * frequencies
+    angle = angle.reshape((1,) * (x.ndim - 4) + angle.shape)  # [..., B, T, 1, D / 2]
+    wide = _wide(x)
+    cos, sin = jnp.cos(angle).astype(wide.dtype), jnp.sin(angle).astype(wide.dtype)
+    a, b = wide[..., :half], wide[..., half:]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def segment_positions(segment_ids: jax.Array | None, length: int) -> jax.Array:
+    """Place of every token in its segment, int32 [B, T]; without segments [1, T].
+
+    Args:
+        segment_ids: int [B, T]; a segment is a run of equal ids, 0 is padding (its places mean
+            nothing). None is one segment of `length` tokens.
+    """
+    index = jnp.arange(length, dtype=jnp.int32)[None]
+    if segment_ids is None:
+        return index
+    starts = segment_ids[:, 1:] != segment_ids[:, :-1]
+    starts = jnp.where(jnp.pad(starts, ((0, 0), (1, 0))), index, 0)
+    return index - jax.lax.cummax(starts, axis=1)
+
+
+def relative_buckets(
+    num_queries: int,
+    num_keys: int,
+    *,
+    bidirectional: bool,
+    num_buckets: int = 32,
+    max_distance: int = 128,
+    q_offset: int | jax.Array = 0,
+) -> jax.Array:
+    """Bucket of each (query, key) distance, int32 [num_queries, num_keys] (Raffel et al. 2020).
+
+    Half of the buckets (of each direction) are exact distances, the rest grow logarithmically up
+    to `max_distance`, beyond which all distances share the last bucket. Bidirectional: the upper
+    half of the buckets is for keys after the query; else such keys share bucket 0.
+
+    Args:
+        q_offset: index of query 0 among the keys (decode), int or int32 scalar.
+
+    Raises:
+        ValueError: num_buckets too small or odd where bidirectional; max_distance not beyond the
+            exact distances.
+    """
+    if num_buckets < (4 if bidirectional else 2) or (bidirectional and num_buckets % 2):
+        raise ValueError(f"num_buckets={num_buckets}: at least 2 of each direction, and even")
+    per_side = num_buckets // 2 if bidirectional else num_buckets
+    exact = per_side // 2
+    if max_distance <= exact:
+        raise ValueError(f"max_distance={max_distance}: must be > {exact}")
+    queries = jnp.arange(num_queries, dtype=jnp.int32)[:, None] + q_offset
+    ahead = jnp.arange(num_keys, dtype=jnp.int32)[None, :] - queries
+    distance = jnp.abs(ahead) if bidirectional else jnp.maximum(-ahead, 0)
+    ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact)
+    grown = exact + (ratio / math.log(max_distance / exact) * (per_side - exact)).astype(jnp.int32)
+    bucket = jnp.where(distance < exact, distance, jnp.minimum(grown, per_side - 1))
+    return bucket + jnp.where(ahead > 0, per_side, 0) if bidirectional else bucket
+
+
+def gelu(x: jax.Array, *, approximate: bool = True) -> jax.Array:
+    """Gaussian error linear unit (Hendrycks and Gimpel 2016); approximate: the tanh form."""
+    return jax.nn.gelu(x, approximate=approximate)
+
+
+def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) * up (Shazeer 2020), both [..., F]."""
+    return jax.nn.silu(gate) * up

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kinds of attention by name and what is known of each: for configs, before JAX is imported."""
+
+KINDS = ("softmax", "ssmax", "rela", "tra", "diff", "sigmoid", "entmax15", "tda")
+TWO_VIEWS = ("diff", "tda")
+BIASED = ("softmax", "ssmax", "diff", "sigmoid", "entmax15")
+NORMED = ("rela", "tra", "diff", "tda")
+TDA_IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu", "interpret")
+
+
+def check_kind(kind: str) -> None:
+    """Raises ValueError naming the kinds there are."""
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: must be one of {', '.join(KINDS)}")
+
+
+def views(kind: str) -> int:
+    """Number of query and key views of a kind, 1 or 2."""
+    check_kind(kind)
+    return 2 if kind in TWO_VIEWS else 1
+
+
+def needs_output_norm(kind: str) -> bool:
+    """Whether rows of A have no fixed weight, so that an RMSNorm per head belongs after."""
+    check_kind(kind)
+    return kind in NORMED
+
+
+def takes_bias(kind: str) -> bool:
+    """Whether a bias may be added to the logits."""
+    check_kind(kind)
+    return kind in BIASED
+
+
+def implementations(kind: str) -> tuple[str, ...]:
+    """Names that `implementation` may have beside None."""
+    check_kind(kind)
+    if kind == "tda":
+        return TDA_IMPLEMENTATIONS
+    return ("reference", "xla", "cudnn") if kind == "softmax" else ("reference", "xla")
