@@ -110,33 +110,45 @@ def test_single_view_lowers() -> None:
 
 INTERPRETED = [
     # Three and five tiles of keys with two in flight: slots are used again.
-    Case("gqa", T=100, S=150, H=4, K=2, shift=0.25),
-    Case("packed", T=70, S=300, H=1, Dv=128, packed=True, p=3),
+    (Case("gqa", T=100, S=150, H=4, K=2, shift=0.25), 1),
+    (Case("packed", T=70, S=300, H=1, Dv=128, packed=True, p=3), 2),
 ]
+AXES = dict(q=1, k=1, v=0, tau=0, g=0, o=0, live=0)  # of the batch; lam is summed
+
+
+def batch(name: str, parts: list[Any]) -> Any:
+    """The same array of several problems of one sequence, as one of a batch."""
+    return sum(parts) if name == "lam" else np.concatenate(parts, axis=AXES[name])
 
 
 @pytest.mark.skipif(mosaic.interpreter() is None, reason="jax has no Mosaic GPU interpreter here")
-@pytest.mark.parametrize("case", INTERPRETED, ids=lambda case: case.name)
-def test_interpreted_kernels(case: Case) -> None:
+@pytest.mark.parametrize(("case", "B"), INTERPRETED, ids=lambda x: getattr(x, "name", None))
+def test_interpreted_kernels(case: Case, B: int) -> None:
     """The kernels themselves: no race, no NaN, the values of the emulated tiles and the oracle."""
-    x = emulation.problem(case)
-    wanted = emulation.dense(case, x)
-    assert (wanted["e"] > 0)[:, wanted["seen"]].mean() >= 0.05
     tiles = hopper.Tiling(keys=64, stages=2, stages_dq=2, stages_dkv=2)
     spec = Spec(case.causal, case.p)
-    expected = emulation.emulate(case, x, spec, tiles)
-    interpret = mosaic.interpreter(detect_races=True)
-    static = (spec, x.offset, tiles, interpret)
-    o, residuals = pallas_gpu._forward(*x[:5], x.ids, static)
-    grads = jax.jit(partial(pallas_gpu._backward, static))(residuals, x.g)
-    np.testing.assert_array_equal(residuals[-1], expected["live"])
+    xs = [emulation.problem(case, seed) for seed in range(B)]
+    xs = [x._replace(lam=xs[0].lam) for x in xs]
+    wanted = [emulation.dense(case, x) for x in xs]
+    assert all((y["e"] > 0)[:, y["seen"]].mean() >= 0.05 for y in wanted)
+    expected = [emulation.emulate(case, x, spec, tiles) for x in xs]
+    q, k, v, tau, g = (
+        jnp.asarray(batch(name, [getattr(x, name) for x in xs]))
+        for name in ("q", "k", "v", "tau", "g")
+    )
+    ids = None if xs[0].ids is None else tuple(jnp.repeat(y, B, axis=0) for y in xs[0].ids)
+    static = (spec, xs[0].offset, tiles, mosaic.interpreter(detect_races=True))
+    o, residuals = pallas_gpu._forward(q, k, v, tau, xs[0].lam, ids, static)
+    grads = jax.jit(partial(pallas_gpu._backward, static))(residuals, g)
+    np.testing.assert_array_equal(residuals[-1], batch("live", [y["live"] for y in expected]))
     found = dict(zip(emulation.NAMES, grads, strict=False), o=o)
     for name in ("o", *emulation.NAMES):
         value = np.asarray(found[name].astype(jnp.float32))
-        assert emulation.relative(value, wanted[name]) <= 5e-3, name
+        exact = batch(name, [y[name] for y in wanted])
+        assert emulation.relative(value, exact) <= 5e-3, name
         # bfloat16 roundings of sums in another order flip now and then; float32 rows do not.
         bar = 1e-5 if name in ("tau", "lam") else 1e-3
-        assert emulation.relative(value, expected[name]) <= bar, name
+        assert emulation.relative(value, batch(name, [y[name] for y in expected])) <= bar, name
 
 
 @pytest.mark.skipif(mosaic.interpreter() is None, reason="jax has no Mosaic GPU interpreter here")
