@@ -256,7 +256,7 @@ def test_agrees_with_transformers(family: str, tmp_path: Path) -> None:
             weight.copy_(0.5 + torch.rand_like(weight) if "norm" in key else 0.3 * noise)
     other.save_pretrained(tmp_path)
     params, cfg = loading.load(tmp_path)
-    assert cfg.rope_theta == rope["rope_theta"] and (cfg.llama3 is not None) == (family == "llama")
+    assert cfg.rope_theta == rope["rope_theta"] and (cfg.llama3_factor > 1) == (family == "llama")
     rng = np.random.default_rng(1)
     ids = rng.integers(0, 60, (2, 150))
     mask = np.ones((2, 150), bool)

@@ -394,7 +394,7 @@ def test_presets_have_their_sizes() -> None:
     for name, number in exact.items():
         assert parameters(preset(name)) == number, name
     assert all(parameters(preset(name)) > 0 for name in set(PRESETS) - set(exact))
-    assert preset("qwen3-4b-2507").rope_theta == 5e6 and preset("llama-3.2-1b").llama3 is not None
+    assert preset("qwen3-4b-2507").rope_theta == 5e6 and preset("llama-3.2-1b").llama3_factor == 32
     two = preset("tiny", attention="tda")
     extra = 4 * (128 * 4 * 32 + 128 * 2 * 32 + 4 + 4 * 32)
     assert parameters(two) == parameters(preset("tiny")) + extra
