@@ -16,8 +16,10 @@ import importlib.util
 import itertools
 import json
 import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
@@ -120,6 +122,18 @@ def memory_table(chip: str) -> dict[str, Any]:
     )
 
 
+def commit() -> str:
+    """Commit of this checkout, "+dirty" appended if files differ, "unknown" outside of one."""
+    run = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+dirty", "--abbrev=12", "--exclude=*"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return run.stdout.strip() or "unknown"
+
+
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", default="", help="file to write; default: standard output")
@@ -132,6 +146,7 @@ def main(words: list[str] | None = None) -> int:
     # Before jax is imported: no search for a chip, neither on this machine nor in a cloud.
     os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1")
     report = dict(
+        commit=commit(),
         versions={name: importlib.metadata.version(name) for name in VERSIONS},
         compiled=[entry for chip in TOPOLOGIES for entry in compile_all(chip)],
         memory=memory_table("v5e"),
