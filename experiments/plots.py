@@ -164,3 +164,10 @@ def draw(title: str, lines: Sequence[Curve]) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="png", transparent=True, metadata={"Software": None})
     return out.getvalue()
+
+
+def png(figure: Figure) -> bytes:
+    """PNG bytes of a figure that a system draws for the report."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    return buffer.getvalue()

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of a Banyan run: success across shifts, S[t, i], success by depth, the agent at work."""
 
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,18 +17,12 @@ from banyan.agents.networks import ActorCritic
 from banyan.types import State
 from experiments import settings
 from experiments.errors import UserError
+from experiments.plots import png
 
 Records = Sequence[Mapping[str, Any]]
 QUERY = re.compile(
     r"d(?P<dist>\d+)\s+depth(?P<depth>\d+)(?:\s+seed(?P<seed>\d+))?(?:\s+(?P<gif>\S+\.gif))?"
 )
-
-
-def png(figure: Figure) -> bytes:
-    """PNG bytes of a figure."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    return buffer.getvalue()
 
 
 def success_curve(records: Records, num_dists: int, phase_steps: int) -> bytes:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from attention.lm import model, training
+from attention.lm import heads, model, training
 from attention.lm.config import LMConfig
 from attention.lm.optim_config import OptimConfig
 
@@ -24,13 +24,24 @@ RULES = (
 State = dict[str, Any]
 
 
-def one_seed(config: ConfigDict) -> None:
-    """Raises ValueError: these systems train one seed per run."""
+def check(config: ConfigDict) -> None:
+    """Raises ValueError: more seeds than one, or microbatches that do not divide a batch."""
     if config.num_seeds != 1:
         raise ValueError(
             f"config.num_seeds={config.num_seeds}: {config.system} trains one seed per run; start "
             "one with each --config.seed=... and compare them: --mode=report DIR DIR"
         )
+    if config.data.rows % config.optim.microbatches:
+        raise ValueError(
+            f"config.optim.microbatches={config.optim.microbatches} must divide "
+            f"config.data.rows={config.data.rows}"
+        )
+
+
+def config_at(cfg: LMConfig, trained: int, length: int, *, ntk: bool) -> LMConfig:
+    """The model's config for `length` tokens: with `ntk`, rotary frequencies are stretched beyond
+    the `trained` length."""
+    return heads.stretched(cfg, length / trained) if ntk and length > trained else cfg
 
 
 def make_init(cfg: LMConfig, optim: OptimConfig) -> Callable[[jax.Array], State]:

@@ -46,26 +46,29 @@ def read(config: ConfigDict) -> str:
 def prepare(config: ConfigDict) -> dict[str, Any]:
     """Tokenizer, SHA-256 of the text, and what counting alone reaches on its last part."""
     text = read(config)
-    train, valid = texts.split(text, config.data.valid_share)
-    made = make_tokenizer(config, text, train)
-    tokens = [np.asarray(made.encode(part), np.int32) for part in (train, valid)]
-    floor = training.ngram_losses(tokens[0], tokens[1], config.model.vocab_size)
+    sha256 = texts.sha256(text)
+    made = make_tokenizer(config, text)
+    train, valid = encode(config, text, sha256, made)
+    floor = training.ngram_losses(train, valid, config.model.vocab_size)
     print(
-        f"text {texts.sha256(text)[:12]}: {len(text):,} characters, {len(tokens[0]):,} + "
-        f"{len(tokens[1]):,} tokens of {made.vocab_size}; counting alone: unigrams "
-        f"{floor['loss/unigram']:.4f}, bigrams {floor['loss/bigram']:.4f} nats per token"
+        f"text {sha256[:12]}: {len(text):,} characters, {len(train):,} + {len(valid):,} tokens of "
+        f"{made.vocab_size}; counting alone: unigrams {floor['loss/unigram']:.4f}, bigrams "
+        f"{floor['loss/bigram']:.4f} nats per token"
     )
-    return {"tokenizer": made.to_json(), "sha256": texts.sha256(text), "floor": floor}
+    return {"tokenizer": made.to_json(), "sha256": sha256, "floor": floor}
 
 
-def make_tokenizer(config: ConfigDict, text: str, train: str) -> Tokenizer:
+def make_tokenizer(config: ConfigDict, text: str) -> Tokenizer:
     """Tokenizer of config.data.tokenizer for at most config.model.vocab_size tokens.
 
     Raises:
         ValueError: the text has more characters than that.
     """
     kind, size = config.data.tokenizer, config.model.vocab_size
-    made = tokenizer.CharTokenizer(text) if kind == "char" else tokenizer.train_bpe([train], size)
+    if kind == "char":
+        made = tokenizer.CharTokenizer(text)
+    else:
+        made = tokenizer.train_bpe([texts.split(text, config.data.valid_share)[0]], size)
     if made.vocab_size > size:
         raise ValueError(
             f"config.model.vocab_size={size}: config.data.text={config.data.text} needs "
@@ -81,7 +84,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         ValueError: another text than the run began with, a text too short for a context, more than
             one seed.
     """
-    language.one_seed(config)
+    language.check(config)
     groups = settings.groups(config)
     cfg, optim, evaluation = groups["model"], groups["optim"], groups["eval"]
     context, rows = config.data.context, config.data.rows
@@ -94,10 +97,6 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
                 f"config.data.text={config.data.text}: {len(part)} {name} tokens are too few for "
                 f"stretches of {longest} (config.data.context, config.eval.lengths)"
             )
-    if rows % optim.microbatches:
-        raise ValueError(
-            f"config.optim.microbatches={optim.microbatches} must divide config.data.rows={rows}"
-        )
 
     def batch(step: int, rows_wanted: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
         wanted = rows_wanted or (0, rows)
@@ -120,20 +119,28 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
 def tokens_of(
     config: ConfigDict, artifacts: Mapping[str, Any], made: Tokenizer
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(train, valid) tokens int32, out of the cache where they are long to make."""
+    """(train, valid) tokens of the text a run began with."""
     text = read(config)
-    if texts.sha256(text) != artifacts["sha256"]:
+    sha256 = texts.sha256(text)
+    if sha256 != artifacts["sha256"]:
         raise ValueError(
             f"config.data.text={config.data.text} is not the text this run began with: SHA-256 "
-            f"{texts.sha256(text)}, expected {artifacts['sha256']}"
+            f"{sha256}, expected {artifacts['sha256']}"
         )
+    return encode(config, text, sha256, made)
 
-    def encode() -> dict[str, np.ndarray]:
+
+def encode(
+    config: ConfigDict, text: str, sha256: str, made: Tokenizer
+) -> tuple[np.ndarray, np.ndarray]:
+    """(train, valid) tokens int32, out of the cache where they are long to make."""
+
+    def both() -> dict[str, np.ndarray]:
         parts = zip(("train", "valid"), texts.split(text, config.data.valid_share), strict=True)
         return {name: np.asarray(made.encode(part), np.int32) for name, part in parts}
 
-    key = [artifacts["sha256"], artifacts["tokenizer"], config.data.valid_share]
-    found = data.packed("tokens", key, encode) if config.data.tokenizer == "bpe" else encode()
+    key = [sha256, made.to_json(), config.data.valid_share]
+    found = data.packed("tokens", key, both) if config.data.tokenizer == "bpe" else both()
     return found["train"], found["valid"]
 
 
@@ -149,11 +156,6 @@ def make_evaluate(
 ) -> Any:
     """(state, split) -> metrics. "valid" at the training context, "lengths" at all contexts."""
 
-    def config_at(length: int) -> LMConfig:
-        if evaluation.ntk and length > context:
-            return heads.stretched(cfg, length / context)
-        return cfg
-
     @jax.jit(static_argnums=1)
     def nats(params: Any, cfg: LMConfig, ids: jax.Array) -> jax.Array:
         def one(part: jax.Array) -> jax.Array:
@@ -166,9 +168,10 @@ def make_evaluate(
 
     def at(params: Any, length: int) -> tuple[dict[str, Any], np.ndarray]:
         ids = stretches(valid, evaluation.rows, length)
-        found = nats(params, config_at(length), jnp.asarray(ids))
+        there = language.config_at(cfg, context, length, ntk=evaluation.ntk)
+        found = nats(params, there, jnp.asarray(ids))
         few = ids[:: max(1, len(ids) // evaluation.head_rows)][: evaluation.head_rows, :-1]
-        few_found = statistics(params, config_at(length), jnp.asarray(few))
+        few_found = statistics(params, there, jnp.asarray(few))
         return jax.device_get(few_found), np.asarray(found)
 
     def evaluate(state: Mapping[str, Any], split: str) -> dict[str, Any]:

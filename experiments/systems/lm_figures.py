@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the heads of a language model do: maps on a piece of text, profiles by layer and length."""
 
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from attention.lm import model
 from attention.lm.config import LMConfig
 from attention.lm.tokenizer import Tokenizer
+from experiments.plots import png
 
 Records = Sequence[Mapping[str, Any]]
 SHOWN_TOKENS = 40
@@ -30,13 +30,6 @@ BY_LENGTH = (
     ("entropy", "entropy of a row, nats"),
     ("first_token/pooled", "mass on the first token"),
 )
-
-
-def png(figure: Figure) -> bytes:
-    """PNG bytes of a figure."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    return buffer.getvalue()
 
 
 def attention_maps(weights: np.ndarray, labels: Sequence[str], title: str) -> bytes:

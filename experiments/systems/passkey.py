@@ -10,13 +10,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from attention.lm import heads, model, training
+from attention.lm import model, training
 from attention.lm.config import LMConfig
 from attention.lm.passkey import Task, rows
 from experiments import settings
 from experiments.contract import Experiment
+from experiments.plots import png
 from experiments.systems import language
-from experiments.systems.lm_figures import png
 
 EVAL_SEED = 20_260_112  # the same questions at every step of every run
 EVAL_TOKENS = 1 << 15  # of an evaluation that run at once
@@ -37,7 +37,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
             more than one seed.
     """
     del artifacts
-    language.one_seed(config)
+    language.check(config)
     groups = settings.groups(config)
     cfg, optim, evaluation, task = groups["model"], groups["optim"], groups["eval"], task_of(config)
     if cfg.vocab_size != task.vocab_size:
@@ -48,11 +48,6 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     short = [n for n in evaluation.lengths if n < task.shortest]
     if short:
         raise ValueError(f"config.eval.lengths: {short} are below {task.shortest}, the needles")
-    if config.data.rows % optim.microbatches:
-        raise ValueError(
-            f"config.optim.microbatches={optim.microbatches} must divide "
-            f"config.data.rows={config.data.rows}"
-        )
 
     def batch(step: int, wanted: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
         low, high = wanted or (0, config.data.rows)
@@ -97,9 +92,8 @@ class Evaluation:
 
         All digits are right under teacher forcing exactly if greedy decoding gets them all.
         """
-        cfg, evaluation = self._cfg, self._evaluation
-        if evaluation.ntk and length > self._length:
-            cfg = heads.stretched(cfg, length / self._length)
+        evaluation = self._evaluation
+        cfg = language.config_at(self._cfg, self._length, length, ntk=evaluation.ntk)
         depth = np.linspace(0, 1, evaluation.rows)
         made = rows(
             self._task, np.random.default_rng([EVAL_SEED, length]), evaluation.rows, length, depth
