@@ -192,6 +192,17 @@ def test_passkey_accuracy_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found["lengths/accuracy@32"] == found["lengths/accuracy@64"] == want
 
 
+@pytest.mark.parametrize("name", ["lm", "passkey"])
+def test_frequencies_are_stretched_beyond_the_training_length(name: str) -> None:
+    """With eval.ntk, the test at twice the length changes and the one at the length does not."""
+    plain, ntk = (loop.assemble(tiny(name, eval__ntk=given)) for given in (False, True))
+    state = jax.device_get(loop.initial_state(plain))
+    one = loop.to_host(plain.experiment.evaluate(state, "lengths"))
+    two = loop.to_host(ntk.experiment.evaluate(state, "lengths"))
+    assert one["lengths/loss@32"] == two["lengths/loss@32"]
+    assert one["lengths/loss@64"] != two["lengths/loss@64"]
+
+
 def test_passkey_pictures() -> None:
     asm = loop.assemble(tiny("passkey"))
     state = jax.device_get(loop.initial_state(asm))
