@@ -10,6 +10,7 @@ Dropout is on embeddings, on the hidden units of MLPs and on the output of every
 rng stream "dropout"; attention weights have none, for kernels do not form them [our choice].
 """
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -111,7 +112,8 @@ class Norm(nn.Module):
 
 
 class MLP(nn.Module):
-    """down(act(up x)), or down(silu(gate x) * up x) for swiglu: [..., D] to [..., D]."""
+    """[..., D] to [..., D]: down(act(up x)), for swiglu down(silu(gate x) * up x), for deep_relu
+    down(relu(middle(relu(up x)))), whose three projections have biases (Ju et al. 2025)."""
 
     cfg: TransformerConfig
     deterministic: bool = True
@@ -119,6 +121,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         cfg = self.cfg
+        if cfg.mlp == "deep_relu":
+            return self._deep(x)
         up = _dense(cfg, cfg.mlp_width, "up")(x)
         if cfg.mlp == "swiglu":
             hidden = layers.swiglu(_dense(cfg, cfg.mlp_width, "gate")(x), up)
@@ -126,6 +130,13 @@ class MLP(nn.Module):
             hidden = layers.gelu(up) if cfg.mlp == "gelu" else jax.nn.relu(up)
         hidden = nn.Dropout(cfg.dropout, deterministic=self.deterministic)(hidden)
         return _dense(cfg, cfg.width, "down")(hidden)
+
+    def _deep(self, x: jax.Array) -> jax.Array:
+        cfg = dataclasses.replace(self.cfg, bias=True)
+        hidden = jax.nn.relu(_dense(cfg, cfg.mlp_width, "up")(x))
+        hidden = _dense(cfg, cfg.mlp_width, "middle")(hidden)
+        hidden = nn.Dropout(cfg.dropout, deterministic=self.deterministic)(hidden)
+        return _dense(cfg, cfg.width, "down")(jax.nn.relu(hidden))
 
 
 class Attention(nn.Module):

@@ -23,7 +23,7 @@ class TransformerConfig:
         rope_theta, ntk_factor: see `layers.rope_frequencies`.
         num_buckets, max_distance: see `layers.relative_buckets`.
         norm: "rms" or "layer" (with bias); norm_eps > 0; pre_norm: see above.
-        mlp: "gelu" (tanh form), "relu" or "swiglu".
+        mlp: "gelu" (tanh form), "relu", "swiglu" or "deep_relu" (two hidden layers).
         bias: biases of all projections.
         scale_logits: multiply scores by 1 / sqrt(head_dim); off in T5, whose q starts smaller.
         beta, kappa, power, learn_beta: threshold of tra and tda.
@@ -84,7 +84,7 @@ class TransformerConfig:
             "views": ("doubled", "split"),
             "position": ("none", "rope", "t5"),
             "norm": ("rms", "layer"),
-            "mlp": ("gelu", "relu", "swiglu"),
+            "mlp": ("gelu", "relu", "swiglu", "deep_relu"),
             "lambda_init": ("half", "depth"),
             "dtype": ("float32", "bfloat16"),
         }

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What training of all recommenders shares: optimizer and one update, as pure functions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rec.models.config import OptimConfig
+
+# Norms, biases and learned vectors are not decayed.
+UNDECAYED = {"scale", "bias", "separator", "start", "table", "out_norm", "lam", "beta"}
+
+
+def schedule(cfg: OptimConfig) -> Callable[[Any], jax.Array]:
+    """Learning rate by update."""
+
+    def lr(count: Any) -> jax.Array:
+        t = jnp.asarray(count, jnp.float32)
+        warm = jnp.minimum((t + 1) / max(cfg.warmup, 1), 1.0)
+        if cfg.schedule == "cosine":
+            done = jnp.clip((t - cfg.warmup) / (cfg.decay - cfg.warmup), 0.0, 1.0)
+            warm = warm * 0.5 * (1 + jnp.cos(jnp.pi * done))
+        if cfg.schedule == "rsqrt":
+            warm = warm * jnp.sqrt(cfg.decay / jnp.maximum(t, cfg.decay))
+        return cfg.lr * warm
+
+    return lr
+
+
+def optimizer(cfg: OptimConfig) -> optax.GradientTransformation:
+    """Clipped AdamW."""
+
+    def decayed(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: path[-1].key not in UNDECAYED, params
+        )
+
+    return optax.chain(
+        optax.clip_by_global_norm(cfg.clip),
+        optax.adamw(schedule(cfg), cfg.b1, cfg.b2, weight_decay=cfg.weight_decay, mask=decayed),
+    )
+
+
+def update(
+    loss: Callable[[Any], jax.Array], params: Any, opt_state: Any, tx: optax.GradientTransformation
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+    """One update: (params, opt_state, {"loss", "grad_norm"})."""
+    value, grads = jax.value_and_grad(loss)(params)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    stepped: Any = optax.apply_updates(params, updates)
+    return stepped, opt_state, {"loss": value, "grad_norm": optax.tree.norm(grads)}
