@@ -81,11 +81,11 @@ class Tables(NamedTuple):
 
 
 class Exponents(NamedTuple):
-    """(alpha, beta, gamma) of the module's law."""
+    """(alpha, beta, gamma) of the module's law; scalars, traced ones too."""
 
-    alpha: int | float
-    beta: int | float
-    gamma: int | float
+    alpha: int | float | jax.Array
+    beta: int | float | jax.Array
+    gamma: int | float | jax.Array
 
 
 LAST_TARGET = Exponents(0.0, INFINITE, -INFINITE)

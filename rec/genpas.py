@@ -40,15 +40,15 @@ def grid() -> list[Exponents]:
     return [Exponents(*e) for e in itertools.product(ALPHAS, BETAS, GAMMAS)]
 
 
-def histories(items: np.ndarray, mask: np.ndarray, num_items: int) -> scipy.sparse.csr_matrix:
+def histories(items: np.ndarray, mask: np.ndarray, num_items: int) -> scipy.sparse.csr_array:
     """Binary history vectors of unit length, [P, N] sparse, of int [P, T] items."""
     rows = np.repeat(np.arange(len(items)), mask.sum(axis=1))
-    found = scipy.sparse.csr_matrix(
+    found = scipy.sparse.csr_array(
         (np.ones(len(rows)), (rows, items[mask])), shape=(len(items), num_items)
     )
     found.data[:] = 1.0  # an item twice is one
     norms = np.sqrt(np.asarray(found.sum(axis=1)).ravel())
-    return scipy.sparse.diags_array(1 / np.maximum(norms, 1e-12)) @ found
+    return (scipy.sparse.diags_array(1 / np.maximum(norms, 1e-12)) @ found).tocsr()
 
 
 def ratio(

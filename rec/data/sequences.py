@@ -32,7 +32,7 @@ class Sequences(NamedTuple):
         """int64 [U]."""
         return np.diff(self.offsets)
 
-    def of(self, user: int) -> np.ndarray:
+    def of(self, user: int | np.integer) -> np.ndarray:
         """Items of one user, oldest first."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
