@@ -18,19 +18,22 @@ def encode(texts: Sequence[str], dim: int = 256, seed: int = 0) -> np.ndarray:
     where that leaves none), then the leading d singular directions.
 
     d is `dim`, or the size of the vocabulary or the number of texts less one where those are
-    smaller. A text without a known word is a row of zeros. Deterministic for a seed, up to rounding.
+    smaller. A text without a known word is a row of zeros. Deterministic for a seed, up to rounding;
+    one thread, so that the number of cores changes nothing (and is faster at these sizes).
 
     Raises:
         ValueError: no texts, or not a word in them.
     """
     from sklearn.decomposition import TruncatedSVD
     from sklearn.preprocessing import normalize
+    from threadpoolctl import threadpool_limits
 
     weights = _tf_idf(texts)
     dim = min(dim, weights.shape[1], max(weights.shape[0] - 1, 1))
     if dim == weights.shape[1]:  # nothing to reduce
         return normalize(weights.toarray()).astype(np.float32)
-    vectors = TruncatedSVD(dim, n_iter=3, random_state=seed).fit_transform(weights)
+    with threadpool_limits(1):
+        vectors = TruncatedSVD(dim, n_iter=3, random_state=seed).fit_transform(weights)
     return normalize(vectors).astype(np.float32)
 
 
