@@ -9,13 +9,15 @@
 Raw files lie under `--root` or `config.data.root`, else $BANYAN_DATA, else the download folder in
 the user's cache, and are never written to by anything but `download`. Prepared and packed data lie
 in the cache (`cache_dir`). Libraries declare their files as plain data, in a module named by
-`LIBRARIES`; the first folder of a path is the name of its dataset:
+`LIBRARIES`; the first folder of a path is the name of its dataset, or more folders than one where
+ABOUT says so:
 
-    FILES = {"boxoban/hard_000.txt.gz": (sha256, url), ...}
-    ABOUT = {"boxoban": ("what it is", "terms of use")}     optional
+    FILES = {"boxoban/hard_000.txt.gz": (sha256, url), "amazon2014/beauty/x.gz": ...}
+    ABOUT = {"boxoban": ("what it is", "terms of use"), "amazon2014/beauty": ...}     optional
 
 The SHA-256 is that of the unzipped content; "" stands for a hash or an address nobody knows. A
-file that is not declared but lies in the same folder works too; its hash is recorded.
+file that is not declared but lies in the same folder works too, and so does a whole folder; the
+hashes are recorded.
 """
 
 import argparse
@@ -44,7 +46,7 @@ from experiments import transfer
 from experiments.transfer import DataError
 
 # Modules that export FILES; a new library is one more name.
-LIBRARIES = ("banyan.data", "attention.data")
+LIBRARIES = ("banyan.data", "attention.data", "rec.data")
 CHUNK = 1 << 20  # bytes
 
 Dataset = Mapping[str, Any]
@@ -91,23 +93,35 @@ def declared(datasets: Datasets | None = None) -> Datasets:
 
 
 def grouped(module: Any) -> dict[str, Dataset]:
-    """FILES of a module as datasets, one per first folder, with what ABOUT says of them.
+    """FILES of a module as datasets, with what ABOUT says of them: one per deepest folder ABOUT
+    names, else per first folder.
 
     A dataset ABOUT does not name is described by the first line of the module.
     """
     found: dict[str, Dataset] = {}
+    known = getattr(module, "ABOUT", {})
     first_line = (module.__doc__ or module.__name__).strip().splitlines()[0]
     for path, entry in module.FILES.items():
-        name = PurePosixPath(_inside(path)).parts[0]
-        about, terms = getattr(module, "ABOUT", {}).get(name, (first_line, "see the source"))
+        parts = PurePosixPath(_inside(path)).parts
+        folders = ["/".join(parts[:depth]) for depth in range(len(parts) - 1, 0, -1)]
+        name = next((folder for folder in folders if folder in known), parts[0])
+        about, terms = known.get(name, (first_line, "see the source"))
         found.setdefault(name, {"about": about, "terms": terms, "files": {}})["files"][path] = entry
     return found
 
 
-def dataset(name: str, datasets: Datasets | None = None) -> Dataset:
-    """One declared dataset; an unknown name lists the known ones."""
+def dataset(
+    name: str, datasets: Datasets | None = None, config_root: str | Path | None = None
+) -> Dataset:
+    """One declared dataset; an unknown name lists the known ones.
+
+    With `config_root` a folder under the root that nobody declared is one too, without files that
+    are known.
+    """
     known = declared(datasets)
     if name not in known:
+        if config_root is not None and (root(config_root) / _inside(name)).is_dir():
+            return {"about": "a folder of yours", "terms": "yours", "files": {}}
         near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         listing = ", ".join(sorted(known)) or "none"
@@ -116,14 +130,19 @@ def dataset(name: str, datasets: Datasets | None = None) -> Dataset:
 
 
 def folder(name: str, datasets: Datasets | None = None) -> str:
-    """The folder under the root that holds all files of a dataset ("" is the root itself)."""
-    return os.path.commonpath([os.path.dirname(p) for p in dataset(name, datasets)["files"]])
+    """The folder under the root that holds all files of a dataset ("" is the root itself); of one
+    that nobody declared, its name."""
+    known = declared(datasets)
+    if name not in known:
+        return name
+    return os.path.commonpath([os.path.dirname(p) for p in known[name]["files"]])
 
 
 def locate(
     name_or_path: str, config_root: str | Path = "", datasets: Datasets | None = None
 ) -> Path:
-    """The folder of a dataset with all its files there, or one file by its path under the root.
+    """The folder of a dataset with all its files there, or one file (or an undeclared folder) by
+    its path under the root.
 
     Raises:
         DataError: something is missing; names it and the command that fetches it.
@@ -134,7 +153,7 @@ def locate(
     else:
         wanted = [_inside(name_or_path)]
     for path in wanted:
-        if not (base / path).is_file():
+        if not (base / path).is_file() and not (path == name_or_path and (base / path).is_dir()):
             raise DataError(_missing(path, base, known, config_root))
     return base / (folder(name_or_path, known) if name_or_path in known else name_or_path)
 
@@ -202,7 +221,7 @@ def verify(
 
     Files in the dataset's folder that nobody declared are hashed too and reported as unknown.
     """
-    files, base = dataset(name, datasets)["files"], root(config_root)
+    files, base = dataset(name, datasets, config_root)["files"], root(config_root)
     checks = [check(path, sha, base) for path, (sha, _) in files.items()]
     inside = folder(name, datasets)
     if inside:
@@ -515,7 +534,7 @@ def main(argv: list[str] | None = None, datasets: Datasets | None = None) -> int
         known = declared(datasets)
         if flags.command == "list":
             return _list(known, flags.root)
-        dataset(flags.name, known)
+        dataset(flags.name, known, None if flags.command == "download" else flags.root)
         if flags.command == "verify":
             return _verify(flags.name, known, flags.root)
         if flags.command == "download":
