@@ -34,7 +34,9 @@ def init(key: jax.Array, x: jax.Array, cfg: SIDConfig) -> dict:
     rows = jax.random.permutation(row_key, x.shape[0])[: min(cfg.init_rows, x.shape[0])]
     keys = jax.random.split(seed_key, cfg.levels)
     seeds = _parts(x[rows], rotation, cfg.levels)
-    codebook = jax.lax.map(lambda pair: kmeans.plus_plus(pair[0], pair[1], cfg.codes), (keys, seeds))
+    codebook = jax.lax.map(
+        lambda pair: kmeans.plus_plus(pair[0], pair[1], cfg.codes), (keys, seeds)
+    )
     padded = jnp.pad(x, ((0, 0), (0, width - x.shape[1])))
 
     def alternate(params: dict, _: None) -> tuple[dict, None]:

@@ -20,6 +20,7 @@ Learn = Callable[
     [dict, jax.Array, jax.Array, jax.Array], tuple[dict, jax.Array, jax.Array, jax.Array]
 ]
 
+
 def normalised(x: jax.Array, on: bool) -> jax.Array:
     """Rows of length 1 (rows of zeros stay zero), or x where `on` is False."""
     if not on:

@@ -38,7 +38,9 @@ def sources(cfg: SIDConfig, width: int) -> tuple[int, ...]:
         ValueError: cfg.sources does not add up to it.
     """
     if cfg.sources and sum(cfg.sources) != width:
-        raise ValueError(f"sources={cfg.sources!r}: widths add up to {sum(cfg.sources)}, not {width}")
+        raise ValueError(
+            f"sources={cfg.sources!r}: widths add up to {sum(cfg.sources)}, not {width}"
+        )
     return cfg.sources or (width,)
 
 
