@@ -19,6 +19,14 @@ Metrics = Mapping[str, Any]
 Records = Sequence[Mapping[str, Any]]
 
 
+class Rows(NamedTuple):
+    """A table for the report; cells are text or numbers."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    note: str = ""
+
+
 class Experiment(NamedTuple):
     """What a system gives the loop. Only `init`, `evaluate` and `rules` are always needed.
 
@@ -46,7 +54,7 @@ class Experiment(NamedTuple):
     """Steps that are always evaluated, saved and kept."""
     summary: Callable[[Records], dict[str, Any]] | None = None
     """Records of all evaluations on `splits` -> metrics derived from several of them."""
-    figures: Callable[[Records, State], Mapping[str, bytes]] | None = None
-    """(all records, last state) -> {title: PNG or GIF bytes} for the report."""
+    figures: Callable[[Records, State], Mapping[str, bytes | Rows]] | None = None
+    """(all records, last state) -> {title: PNG or GIF bytes, or a table} for the report."""
     actions: Mapping[str, Callable[[State, str], str]] = {}
     """{name: (state, query) -> answer}, served by --mode=<name> --query=TEXT|@FILE."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from experiments import plots, settings
 from experiments.comparison import Group, difference, load_groups, spread, summarize
 from experiments.comparison import bootstrap_interval as bootstrap_interval
+from experiments.contract import Rows
 from experiments.errors import UserError
 from experiments.folder import read_json, write_text
 from experiments.writer import read_metrics, short
@@ -322,8 +323,19 @@ class Section(NamedTuple):
     folded: bool = False
 
 
+def figure_section(title: str, figure: bytes | Rows) -> Section:
+    """What a system adds to the page: a picture or a table."""
+    if isinstance(figure, bytes):
+        return Section(title, "", None, picture(title, figure))
+    rows = [
+        [Cell(cell) if isinstance(cell, str) else numeric(cell) for cell in row]
+        for row in figure.rows
+    ]
+    return Section(title, figure.note, Table(figure.head, rows))
+
+
 def sections(
-    run: Run, figures: Mapping[str, bytes], base: Mapping[str, Any] | None
+    run: Run, figures: Mapping[str, bytes | Rows], base: Mapping[str, Any] | None
 ) -> list[Section]:
     """The page below its header."""
     out = []
@@ -334,8 +346,7 @@ def sections(
         out.append(Section("Results", note, results_table(results)))
     else:
         out.append(Section("Results", "No results yet: the run has not reached its end."))
-    for title, data in figures.items():
-        out.append(Section(title, "", None, picture(title, data)))
+    out += [figure_section(title, figure) for title, figure in figures.items()]
     found = plots.curves([run.records])
     drawn = plots.arrange(found, list(results.get("metrics", {})))
     pictures = "".join(
@@ -388,13 +399,13 @@ def render(section: Section) -> str:
 
 def write_report(
     workdir: str | Path,
-    figures: Mapping[str, bytes] = {},
+    figures: Mapping[str, bytes | Rows] = {},
     base_config: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes report.md and report.html into a run folder, from the files that are there.
 
     Args:
-        figures: {title: PNG or GIF bytes} the system adds.
+        figures: {title: PNG or GIF bytes, or a table} the system adds.
         base_config: config of the system's base variant, for the difference.
 
     Raises:

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all recommenders share: the corpus and its split, the rows without training that every
+learned one stands beside, how a ranking is judged, and --mode=recommend.
+
+The interactions are no artifact: they are read again through the data root and their SHA-256, which
+is one, is compared. Names and texts of items are artifacts, so that a run folder can recommend.
+"""
+
+import dataclasses
+import difflib
+import functools
+import json
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import data
+from experiments.errors import UserError
+from rec import metrics, text
+from rec.baselines import evaluation as baselines
+from rec.baselines import reachability, scorers
+from rec.data import cards, embeddings, own, planted, reading
+from rec.data import sequences as seq
+from rec.data.events import Policy
+from rec.data.sequences import Corpus, Queries, Split
+
+KS = (5, 10)
+TEXT_WIDTH = 90
+NO_FILES = "  without files: the variant :tiny, or --config.data.format=planted"
+
+
+class Loaded(NamedTuple):
+    """law: float64 [N, N] next-item distribution of a planted corpus, else None."""
+
+    corpus: Corpus
+    split: Split
+    law: np.ndarray | None
+
+
+def load(config: ConfigDict) -> Loaded:
+    """Corpus and split of config.data.
+
+    Raises:
+        UserError: missing or malformed files, unknown names, a split that has an empty side.
+    """
+    return _load(json.dumps(config.data.to_dict(), sort_keys=True), config.seed)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(values: str, seed: int) -> Loaded:
+    group, law = ConfigDict(json.loads(values)), None
+    try:
+        if group.format == "planted":
+            made = planted.planted(seed, users=group.users)
+            corpus, law = made.corpus, made.law
+            if group.core:
+                raise ValueError("core: a planted corpus is whole, give 0")
+        else:
+            corpus = _read(group, seed)
+        if group.core:
+            corpus = seq.kcore(corpus, group.core)
+        if group.split == "temporal":
+            split = seq.temporal(corpus.sequences, group.valid_from, group.test_from)
+        else:
+            split = seq.leave_one_out(corpus.sequences)
+    except data.DataError as error:
+        raise UserError(f"{error}\n{NO_FILES}") from error
+    except (ValueError, OSError) as error:
+        missing = "missing" in str(error) or isinstance(error, FileNotFoundError)
+        raise UserError(f"config.data: {error}" + (f"\n{NO_FILES}" if missing else "")) from error
+    return Loaded(corpus, split, law)
+
+
+def _read(group: ConfigDict, seed: int) -> Corpus:
+    policy = Policy(group.ties, seed, group.repeats, group.textless)
+    root = data.root(group.root)
+    if group.format == "own":
+        paths = [Path(p).expanduser() for p in (group.interactions, group.item_text)]
+        return own.read(*(p if p.is_file() else root / p for p in paths), policy=policy)
+    known = f"{group.format}/{group.name}" if group.format == "amazon2014" else group.name
+    if known in data.declared():
+        data.fingerprints(known, group.root)  # verified where it is a dataset that is known
+    return reading.read(group.format, group.name, root, policy)
+
+
+def features(config: ConfigDict, corpus: Corpus) -> np.ndarray:
+    """float32 [N, d] item vectors: of a file, or TF-IDF and SVD of the texts, out of the cache.
+
+    Raises:
+        UserError: a file that does not fit.
+    """
+    group = config.data
+    if group.features != "tfidf":
+        try:
+            return embeddings.load(Path(group.features).expanduser(), len(corpus.items))
+        except (ValueError, OSError) as error:
+            raise UserError(f"config.data.features={group.features}: {error}") from error
+    key = [cards.texts_sha256(corpus.texts), group.feature_dim]
+    found = data.packed("tfidf", key, lambda: {"x": text.encode(corpus.texts, group.feature_dim)})
+    return found["x"]
+
+
+def prepare(config: ConfigDict, loaded: Loaded, vectors: np.ndarray) -> dict[str, Any]:
+    """Artifacts of any recommender: items, data card, and the rows without training."""
+    corpus, split, law = loaded
+    card = cards.card(corpus, split)
+    found = {side: baselines.evaluate(split, vectors, KS, side) for side in ("valid", "test")}
+    rows = {k: v for side in found.values() for k, v in side.metrics.items()}
+    if law is not None:
+        for side, queries in (("valid", split.valid), ("test", split.test)):
+            ranks = planted.bayes_ranks(law, queries)
+            rows |= metrics.summarise(ranks, KS, f"bayes/{side}/")
+    print(
+        f"{card['name']}: {card['users']:,} users, {card['items']:,} items, "
+        f"{card['interactions']:,} interactions; neighbours in raw-name order "
+        f"{card['ascending_pairs']:.3f}, validation to test {card['ascending_valid_test']:.3f}"
+    )
+    for name in (*baselines.NAMES, *(["bayes"] if law is not None else [])):
+        cells = " ".join(f"{m} {rows[f'{name}/test/{m}']:.4f}" for m in ("recall@10", "ndcg@10"))
+        print(f"  {name:<12} test: {cells}")
+    return {
+        "items": corpus.items,
+        "texts": corpus.texts,
+        "card": card,
+        "rows": rows,
+        "ranks": found["test"].ranks,
+        "plus": found["test"].plus,
+        "popularity": scorers.counts(split.train),
+    }
+
+
+def lazily(config: ConfigDict, artifacts: Mapping[str, Any]) -> Callable[[], Loaded]:
+    """The corpus a run began with, read when it is first needed: recommending needs none.
+
+    Raises (when called):
+        UserError: other interactions than those.
+    """
+
+    @functools.cache
+    def loaded() -> Loaded:
+        found = load(config)
+        sha256 = cards.sequences_sha256(found.corpus.sequences)
+        expected = artifacts["card"]["sha256_sequences"]
+        if sha256 != expected:
+            raise UserError(
+                f"config.data.name={config.data.name}: not the interactions this run began with: "
+                f"SHA-256 {sha256}, expected {expected}"
+            )
+        return found
+
+    return loaded
+
+
+def one_seed(config: ConfigDict) -> None:
+    """Raises ValueError for several seeds side by side."""
+    if config.num_seeds != 1:
+        raise ValueError(
+            f"config.num_seeds={config.num_seeds}: {config.system} has one seed per run; start one "
+            "with each --config.seed=... and compare them: --mode=report DIR DIR"
+        )
+
+
+def queries_of(split: Split, side: str, rows: int) -> Queries:
+    """Queries of one side; on valid at most `rows` of them, evenly spaced (0: all)."""
+    if side == "test" or not rows or rows >= len(split.valid.targets):
+        return split.test if side == "test" else split.valid
+    at = np.linspace(0, len(split.valid.targets) - 1, rows).astype(np.int64)
+    found = split.valid
+    return Queries(found.users[at], seq.select(found.history, at), found.targets[at])
+
+
+def judge(
+    side: str,
+    queries: Queries,
+    ranks: np.ndarray,
+    items: np.ndarray,
+    artifacts: Mapping[str, Any],
+    split: Split,
+    draws: int,
+) -> dict[str, Any]:
+    """Metrics of one ranking with the history masked; at the test also its uncertainty, groups of
+    users, and the rows of the baselines with the paired difference to each.
+
+    Args:
+        ranks: int [Q] places of the targets, from 0; items: int [Q, K] lists, -1 for none.
+        draws: of the bootstrap over users.
+    """
+    out = metrics.summarise(ranks, KS, f"{side}/")
+    out[f"{side}/coverage@10"] = metrics.coverage(items[:, :10], queries.history.num_items)
+    if side != "test":
+        return out
+    out |= artifacts["rows"]
+    plus = np.asarray(artifacts["plus"], bool)
+    groups = reachability.groups(plus) | metrics.bucket_groups(
+        np.asarray(artifacts["popularity"]), queries.targets
+    )
+    out |= metrics.by_group(ranks, groups, KS, "test/")
+    reach = reachability.reach(split.train, queries)
+    out["test/one_hop@10"] = reachability.one_hop_ratio(items[:, :10], reach.candidates)
+    hits = metrics.recall(ranks, 10)
+    low, high = metrics.bootstrap(hits, draws=draws)
+    out |= {"test/recall@10/low": low, "test/recall@10/high": high}
+    for name, other in artifacts["ranks"].items():
+        theirs = metrics.recall(np.asarray(other), 10)
+        low, high = metrics.paired_bootstrap(hits, theirs, draws=draws)
+        key = f"test/recall@10/minus_{name}"
+        out |= {key: float((hits - theirs).mean()), f"{key}/low": low, f"{key}/high": high}
+    return out
+
+
+# ------------------------------------------------------------------------------------- recommend
+
+
+class Answer(NamedTuple):
+    """items: int [K], best first, -1 for none; scores: float [K]."""
+
+    items: np.ndarray
+    scores: np.ndarray
+
+
+def make_recommend(
+    artifacts: Mapping[str, Any], top: int, max_items: int, answer: Callable[[Any, Any], Answer]
+) -> Callable[[Mapping[str, Any], str], str]:
+    """--mode=recommend --query="item item item", one history per line, oldest item first.
+
+    Args:
+        answer: (state, int32 [T] history) -> Answer, items of the history left out.
+    """
+    items, texts = artifacts["items"], artifacts["texts"]
+    number = {name: i for i, name in enumerate(items)}
+
+    def recommend(state: Mapping[str, Any], query: str) -> str:
+        lines = [line.split() for line in query.splitlines() if line.strip()]
+        if not lines:
+            raise UserError('--query="": give items of a history, oldest first, or @FILE')
+        histories = [[_item(name, number) for name in line] for line in lines]
+        out = []
+        for names, history in zip(lines, histories, strict=True):
+            note = ""
+            if len(history) > max_items:
+                note = f" (the newest {max_items} are read)"
+            out.append(f"after {' '.join(names)}{note}:")
+            found = answer(state, np.asarray(history[-max_items:], np.int32))
+            for place, (item, score) in enumerate(
+                zip(found.items[:top], found.scores[:top], strict=True), 1
+            ):
+                if item >= 0:
+                    out.append(f"{place:>3}  {score:8.4f}  {items[item]}  {short(texts[item])}")
+        return "\n".join(out)
+
+    return recommend
+
+
+def _item(name: str, number: Mapping[str, int]) -> int:
+    if name in number:
+        return number[name]
+    near = difflib.get_close_matches(name, number, 3)
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    raise UserError(
+        f"--query: unknown item {name!r}{hint} (this run knows {len(number):,} items, such as "
+        f"{', '.join(list(number)[:3])})"
+    )
+
+
+def short(words: str) -> str:
+    """The beginning of a text, on one line."""
+    return textwrap.shorten(words, TEXT_WIDTH, placeholder=" ...")
+
+
+def leave_out(items: np.ndarray, scores: np.ndarray, history: np.ndarray) -> Answer:
+    """An answer without the items of the history."""
+    keep = ~np.isin(items, history) & (items >= 0)
+    return Answer(items[keep], scores[keep])
+
+
+def as_group(cls: type, values: ConfigDict) -> Any:
+    """A dataclass from those leaves of a group that are its fields."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    return cls(**{name: values[name] for name in names})
+
+
+def chosen_histories(queries: Queries, count: int) -> Sequence[int]:
+    """Rows of a few queries, evenly spaced, for the report."""
+    return np.linspace(0, len(queries.targets) - 1, min(count, len(queries.targets))).astype(int)
