@@ -9,7 +9,8 @@ Ranks start at 0. Rules that move numbers, all stated where they act:
 - `uni100` ranks the target among 100 uniform negatives: easier by an order of magnitude, and under
   a key of its own.
 
-Keys: `test/recall@10`, `test/ndcg@10`, `test/mrr`, `test/coverage@10`; sampled ones end in `/uni100`.
+Keys: `test/recall@10`, `test/ndcg@10`, `test/mrr`, `test/coverage@10`; sampled ones end in
+`/uni100`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -6,6 +6,7 @@ Any other encoder is a function of the same shape (`Encoder`); vectors made else
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +19,8 @@ def encode(texts: Sequence[str], dim: int = 256, seed: int = 0) -> np.ndarray:
     where that leaves none), then the leading d singular directions.
 
     d is `dim`, or the size of the vocabulary or the number of texts less one where those are
-    smaller. A text without a known word is a row of zeros. Deterministic for a seed, up to rounding;
-    one thread, so that the number of cores changes nothing (and is faster at these sizes).
+    smaller. A text without a known word is a row of zeros. Deterministic for a seed, up
+    to rounding; one thread, so that the number of cores changes nothing (and faster at this size).
 
     Raises:
         ValueError: no texts, or not a word in them.
@@ -37,7 +38,7 @@ def encode(texts: Sequence[str], dim: int = 256, seed: int = 0) -> np.ndarray:
     return normalize(vectors).astype(np.float32)
 
 
-def _tf_idf(texts: Sequence[str]):
+def _tf_idf(texts: Sequence[str]) -> Any:
     """Sparse float64 [N, words]."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 

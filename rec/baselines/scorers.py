@@ -93,7 +93,7 @@ def successor(train: Sequences) -> Scorer:
 def shares(matrix: sp.csr_matrix) -> sp.csr_matrix:
     """Rows divided by their sums; empty rows stay empty."""
     sums = np.asarray(matrix.sum(1)).ravel()
-    return sp.diags_array(1 / np.maximum(sums, 1)).tocsr() @ matrix
+    return sp.csr_matrix(matrix.multiply(1 / np.maximum(sums, 1)[:, None]))
 
 
 def cooccurrence(train: Sequences, window: int = 5, limit: int = 20) -> Scorer:
@@ -111,7 +111,7 @@ def item_knn(train: Sequences) -> Scorer:
     users.sum_duplicates()
     users.data[:] = 1
     norms = np.sqrt(np.maximum(np.asarray(users.sum(0)).ravel(), 1)).astype(np.float32)
-    unit = users @ sp.diags_array(1 / norms).tocsr()
+    unit = sp.csr_matrix(users.multiply(1 / norms), dtype=np.float32)
     cosine = (unit.T @ unit).tocsr()
     cosine.setdiag(0)
     cosine.eliminate_zeros()

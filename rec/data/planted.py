@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A made-up corpus whose semantic IDs and next-item law are known, for tests and runs without files.
+"""A made-up corpus with known semantic IDs and next-item law: for tests, and runs without files.
 
 Items are the leaves of a tree. Users walk over them by a first-order Markov law that respects the
 tree: level by level, the next branch depends on the last item's path down to that level, so items
-under one node lead to similar places. The text of an item is one word per node of its path, and
-of its leaf one word more.
+under one node lead to similar places. The text of an item has a word per node of its path.
 
 A user never sees an item twice: a step is drawn from the law with the user's own items taken out.
 Masking the history at evaluation therefore loses no target, and the best possible ranking is that
@@ -119,10 +118,14 @@ def _renumbered(
 
 
 def _text(path: np.ndarray) -> str:
-    """A word per node from the root down; siblings share all but the last."""
-    nodes = ["".join(f"{'abcdefgh'[level % 8]}{code}" for level, code in enumerate(path[:depth]))
-             for depth in range(1, len(path) + 1)]  # fmt: skip
-    return " ".join(nodes)
+    """A word per inner node from the root down, upper ones repeated so that they weigh more, and
+    one of the leaf's code, which leaves of other nodes share (a word of its own would be rare)."""
+    depth = len(path)
+    words = []
+    for level in range(depth - 1):
+        node = "n" + "x".join(str(code) for code in path[: level + 1])
+        words += [node] * 8 ** (depth - 2 - level)
+    return " ".join([*words, f"leaf{path[-1]}"])
 
 
 def bayes_ranks(law: np.ndarray, queries: Queries) -> np.ndarray:
