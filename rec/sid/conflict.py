@@ -65,9 +65,11 @@ class _Space(NamedTuple):
     def distances(self, rest: np.ndarray, level: int) -> np.ndarray:
         """[..., D] -> squared distances [..., W]."""
         book = self.codebooks[level]
-        cross = rest @ book.T
-        squares = np.sum(rest * rest, axis=-1)[..., None] + np.sum(book * book, axis=-1)
-        return np.maximum(squares - 2 * cross, 0)
+        flat = rest.reshape(-1, rest.shape[-1])  # one matrix product, updated in place
+        out = flat @ (-2 * book.T)
+        out += np.einsum("nd,nd->n", flat, flat)[:, None]
+        out += np.einsum("wd,wd->w", book, book)[None, :]
+        return np.maximum(out, 0, out=out).reshape((*rest.shape[:-1], len(book)))
 
     def errors(self, start: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """Squared final residual [N] of rows [N, D] under codes [N, L], in units of the rows."""
@@ -192,7 +194,8 @@ def psid(start: np.ndarray, codebooks: np.ndarray, how: str, normalise: bool) ->
     crowded = np.flatnonzero(counts[member.reshape(-1)] > 1)
     ahead: dict[int, np.ndarray] = {}
     if how == "ecm":
-        for block in np.array_split(crowded, max(1, -(-len(crowded) // BLOCK))):
+        for at in range(0, len(crowded), BLOCK):
+            block = crowded[at : at + BLOCK]
             found = candidates(start[block], space, KEPT, WIDTH)
             ahead.update(zip(block.tolist(), found, strict=True))
     taken, sids, moved = _Taken(levels, size), greedy.copy(), 0

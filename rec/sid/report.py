@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good a table of codes is: use of the codebooks, collisions, reconstruction, collapse alarm."""
+"""Quality of a table of codes: codebook use, collisions, reconstruction, collapse alarm."""
 
 from collections.abc import Mapping
 

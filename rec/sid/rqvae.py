@@ -18,10 +18,12 @@ q has the value sum_l e^l_{c_l}; how gradient passes it is the estimator:
                c_l = argmax s_l: every code gets a gradient (Snapchat, dense codebook gradients)
 """
 
+import itertools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from rec.sid import kmeans, schedule
@@ -52,7 +54,7 @@ def _split(x: jax.Array, widths: tuple[int, ...]) -> list[jax.Array]:
 def init_mlp(key: jax.Array, widths: tuple[int, ...]) -> list[dict]:
     """Layers {"kernel", "bias"} between consecutive widths, Glorot-uniform."""
     layers = []
-    for index, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for index, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
         limit = (6.0 / (fan_in + fan_out)) ** 0.5
         uniform = jax.random.uniform(jax.random.fold_in(key, index), (fan_in, fan_out))
         layers.append({"kernel": limit * (2.0 * uniform - 1.0), "bias": jnp.zeros(fan_out)})
@@ -214,9 +216,10 @@ def reset_dead(
     codebooks: jax.Array, counts: jax.Array, residuals: jax.Array, key: jax.Array
 ) -> jax.Array:
     """Codebooks [L, W, H] with every code of counts [L, W] 0 replaced by a random row of its
-    level's residuals [L, N, H]."""
+    level's residuals [L, N, H], distinct rows where N >= W."""
     levels, codes, _ = codebooks.shape
-    rows = jax.random.randint(key, (levels, codes), 0, residuals.shape[1])
+    order = jnp.argsort(jax.random.uniform(key, residuals.shape[:2]), axis=-1)
+    rows = order[:, np.arange(codes) % residuals.shape[1]]
     fresh = jnp.take_along_axis(residuals, rows[..., None], axis=1)
     return jnp.where((counts == 0)[..., None], fresh, codebooks)
 

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RQ-VAE: where gradients go, what the estimators are, and how codebooks collapse."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rec.sid import report, rqvae, tokenizer
+from rec.sid.config import SIDConfig
+
+TINY = SIDConfig(method="rqvae", levels=2, codes=6, batch=32, init_rows=40, hidden=(8,), latent=4)
+
+
+def changed(**words: Any) -> SIDConfig:
+    fields = {name: getattr(TINY, name) for name in TINY.__dataclass_fields__}
+    return SIDConfig(**{**fields, **words})
+
+
+@functools.cache
+def rows() -> jax.Array:
+    return jax.random.normal(jax.random.key(5), (40, 10))
+
+
+@functools.cache
+def start(cfg: SIDConfig) -> dict:
+    return jax.jit(lambda key, x: rqvae.init(key, x, cfg))(jax.random.key(1), rows())["params"]
+
+
+def gradient(cfg: SIDConfig, part: str) -> dict:
+    """Of one part of the loss: "codebook", "commitment" or "reconstruction"."""
+
+    def value(params: dict) -> jax.Array:
+        total, out = rqvae.loss(params, rows(), jax.random.key(2), cfg)
+        parts = {"codebook": out.codebook, "commitment": out.commitment}
+        parts["reconstruction"] = total - out.codebook - cfg.beta * out.commitment
+        return parts[part]
+
+    return jax.jit(jax.grad(value))(start(cfg))
+
+
+def zero(tree: Any) -> bool:
+    return all(bool((leaf == 0).all()) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("estimator", ["ste", "rotation"])
+def test_every_term_reaches_what_it_should_and_nothing_else(estimator: str) -> None:
+    cfg = changed(estimator=estimator)
+    commitment = gradient(cfg, "commitment")
+    assert zero(commitment["codebook"]) and not zero(commitment["encoder"])
+    codebook = gradient(cfg, "codebook")
+    assert zero(codebook["encoder"]) and not zero(codebook["codebook"][0])
+    assert not zero(codebook["codebook"][1])
+    reconstruction = gradient(cfg, "reconstruction")
+    assert zero(reconstruction["codebook"]) and not zero(reconstruction["encoder"])
+    assert not zero(reconstruction["decoder"])
+
+
+def test_commitment_of_the_deep_level_reaches_the_encoder() -> None:
+    """The residual stays live: with the first level's term taken away the gradient is not zero,
+    and it is that of both terms, each as if code vectors were constants."""
+    books = start(TINY)["codebook"]
+    latent = rqvae.encoded(start(TINY), rows())
+
+    def commitment(latent: jax.Array, levels: int) -> jax.Array:
+        return rqvae.quantise(books[:levels], latent, jax.random.key(0), TINY).commitment
+
+    one, two = (jax.grad(commitment)(latent, levels) for levels in (1, 2))
+    out = rqvae.quantise(books, latent, jax.random.key(0), TINY)
+    first = latent - books[0][out.codes[:, 0]]
+    second = first - books[1][out.codes[:, 1]]
+    np.testing.assert_allclose(one, 2 * first / latent.size, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(two - one, 2 * second / latent.size, rtol=1e-4, atol=1e-7)
+    assert float(jnp.abs(second).max()) > 1e-3
+
+
+def test_dense_gradients_reach_every_code_and_leave_the_value_alone() -> None:
+    cfg = changed(dense_gradient=True)
+    grads = gradient(cfg, "reconstruction")
+    assert bool((jnp.abs(grads["codebook"]).sum(axis=-1) > 0).all())
+    assert not zero(grads["encoder"])
+    params = start(cfg)
+    latent = rqvae.encoded(params, rows())
+    out = rqvae.quantise(params["codebook"], latent, jax.random.key(0), cfg)
+    plain = jnp.zeros_like(latent)
+    for level in range(2):
+        plain = plain + params["codebook"][level][out.codes[:, level]]
+    np.testing.assert_array_equal(np.asarray(out.latent), np.asarray(plain))  # to the last bit
+    cosine = rqvae.cosines(latent, params["codebook"][0])
+    np.testing.assert_array_equal(out.codes[:, 0], jnp.argmax(cosine, axis=-1))
+    np.testing.assert_array_equal(out.codes, rqvae.encode(params, rows(), cfg))
+
+
+def test_the_rotation_takes_the_latent_exactly_to_the_code() -> None:
+    source, target = jax.random.normal(jax.random.key(0), (2, 20, 5))
+    np.testing.assert_array_equal(rqvae.rotate(source, target), target)
+
+    def through(source: jax.Array) -> jax.Array:
+        return rqvae.rotate(source[None], target[:1])[0]
+
+    jacobian = np.asarray(jax.jacobian(through)(source[0]))
+    r, e = np.asarray(source[0]), np.asarray(target[0])
+    np.testing.assert_allclose(jacobian @ r, e, rtol=1e-4, atol=1e-5)
+    size = np.linalg.norm(e) / np.linalg.norm(r)
+    np.testing.assert_allclose(jacobian @ jacobian.T, size**2 * np.eye(5), atol=1e-4)
+    assert np.linalg.det(jacobian / size) == pytest.approx(1, abs=1e-4)
+    # Latents and codes of length 0, and a code that points the other way, stay finite.
+    for pair in [(jnp.zeros((1, 5)), target[:1]), (target[:1], jnp.zeros((1, 5)))]:
+        assert bool(
+            jnp.isfinite(jax.grad(lambda s, t=pair[1]: rqvae.rotate(s, t).sum())(pair[0])).all()
+        )
+    np.testing.assert_array_equal(rqvae.rotate(-target, target), target)
+
+
+def test_straight_through_has_the_value_of_the_codes_and_the_identity_as_gradient() -> None:
+    params = start(TINY)
+    latent = rqvae.encoded(params, rows())
+
+    def total(latent: jax.Array) -> jax.Array:
+        return rqvae.quantise(params["codebook"], latent, jax.random.key(0), TINY).latent
+
+    value, pull = jax.vjp(total, latent)
+    codes = rqvae.encode(params, rows(), TINY)
+    books = params["codebook"]
+    np.testing.assert_array_equal(value, books[0][codes[:, 0]] + books[1][codes[:, 1]])
+    np.testing.assert_allclose(pull(latent)[0], latent, rtol=1e-6)
+
+
+def test_gumbel_codes_follow_the_softmax_of_distances() -> None:
+    cfg = changed(estimator="gumbel", temperature=0.1)
+    book = jnp.asarray([[0.0], [1.0], [1.5]])
+    latent = jnp.full((4000, 1), 0.2)
+    out = rqvae.quantise(book[None], latent, jax.random.key(0), cfg)
+    expected = jax.nn.softmax(-((book[:, 0] - 0.2) ** 2))  # the noise is not scaled
+    counts = np.bincount(np.asarray(out.codes[:, 0]), minlength=3) / 4000
+    np.testing.assert_allclose(counts, expected, atol=0.03)
+    np.testing.assert_array_equal(out.latent, book[out.codes[:, 0]])
+    grads = gradient(cfg, "reconstruction")
+    assert not zero(grads["encoder"]) and not zero(grads["codebook"])
+
+
+def test_sources_have_their_own_encoders_and_decoders() -> None:
+    cfg = changed(sources=(6, 4))
+    params = start(cfg)
+    assert [layers[0]["kernel"].shape[0] for layers in params["encoder"]] == [6, 4]
+    assert [layers[-1]["kernel"].shape[1] for layers in params["decoder"]] == [6, 4]
+    x = rqvae.standardised(params, rows())
+    parts = [rqvae.mlp(params["encoder"][0], x[:, :6]), rqvae.mlp(params["encoder"][1], x[:, 6:])]
+    np.testing.assert_allclose(rqvae.encoded(params, rows()), parts[0] + parts[1], rtol=1e-5)
+    total, out = rqvae.loss(params, rows(), jax.random.key(0), cfg)
+    gaps = [
+        jnp.mean((x[:, cut] - rqvae.mlp(layers, out.latent)) ** 2)
+        for cut, layers in zip((slice(0, 6), slice(6, 10)), params["decoder"], strict=True)
+    ]
+    expected = gaps[0] + gaps[1] + out.codebook + cfg.beta * out.commitment
+    assert float(total) == pytest.approx(float(expected), rel=1e-5)
+    assert rqvae.decode(params, out.codes).shape == (40, 10)
+
+
+def test_dead_codes_start_again_at_residuals() -> None:
+    residuals = jax.random.normal(jax.random.key(0), (2, 10, 4))
+    books = jnp.full((2, 6, 4), 99.0)
+    counts = jnp.asarray([[1.0, 0, 0, 2, 0, 1], [0, 1, 1, 1, 1, 1]])
+    new = np.asarray(rqvae.reset_dead(books, counts, residuals, jax.random.key(1)))
+    dead = np.asarray(counts) == 0
+    assert (new[~dead] == 99).all()
+    for level in range(2):
+        fresh = new[level][dead[level]]
+        assert len(np.unique(fresh, axis=0)) == dead[level].sum()
+        assert all((np.asarray(residuals[level]) == row).all(axis=1).any() for row in fresh)
+    # In training: a code far from everything is back after the step that is due.
+    cfg = changed(dead_code_reset=3, lr=1e-6)
+    state = jax.jit(lambda key, x: rqvae.init(key, x, cfg))(jax.random.key(1), rows())
+    far = state["params"]["codebook"].at[0, 2].set(1e3)
+    state = {**state, "params": {**state["params"], "codebook": far}}
+    update, seen = jax.jit(lambda state: rqvae.update(state, rows(), jax.random.key(0), cfg)), []
+    for _ in range(3):
+        state, metrics = update(state)
+        seen.append(float(jnp.abs(state["params"]["codebook"][0, 2]).max()) > 100)
+    assert seen == [True, True, False] and not bool(state["counts"].any())
+    assert 0 < float(metrics["usage"]) < 1
+
+
+@functools.cache
+def embeddings() -> np.ndarray:
+    """float32 [400, 32] of length 1 around a common direction, as sentence embeddings are."""
+    rng = np.random.default_rng(0)
+    x = 6 * rng.normal(size=32) + rng.normal(size=(8, 32))[rng.integers(0, 8, 400)]
+    x = x + 0.5 * rng.normal(size=(8, 32))[rng.integers(0, 8, 400)]
+    x = x + 0.3 * rng.normal(size=x.shape)
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+RECIPE = dict(method="rqvae", levels=3, codes=32, steps=400, batch=128, init_rows=400)
+RECIPE |= dict(hidden=(32,), latent=8, dead_code_reset=50)
+BROKEN = {
+    "raw input": dict(standardise=False, dead_code_reset=0),
+    "adagrad 0.4": dict(optimiser="adagrad", lr=0.4, dead_code_reset=0),
+    "random init": dict(kmeans_init=False, dead_code_reset=0),
+}
+
+
+def quality(**words: Any) -> dict[str, float]:
+    cfg = SIDConfig(**{**RECIPE, **words})
+    params = tokenizer.fit(jax.random.key(0), embeddings(), cfg)
+    codes = tokenizer.encode(params, embeddings(), cfg)
+    partial = tokenizer.reconstruct(params, codes, cfg)
+    return report.report(codes, (32,) * 3, embeddings(), partial)
+
+
+@pytest.mark.parametrize("cause", BROKEN)
+def test_each_mistake_alone_collapses_and_raises_the_alarm(cause: str) -> None:
+    figures = quality(**BROKEN[cause])
+    assert figures["alarm"] == 1
+    assert "collapsed (level" in report.reason(figures, (32,) * 3)
+
+
+def test_the_repaired_recipe_uses_its_codes() -> None:
+    figures = quality()
+    assert figures["alarm"] == 0
+    assert min(figures[f"usage/level{level}"] for level in (1, 2, 3)) >= 0.95, figures
+    errors = [figures[f"reconstruction/level{level}"] for level in (1, 2, 3)]
+    assert errors[0] > errors[1] > errors[2]
+    variance = float(embeddings().var(axis=0).sum())
+    assert figures["reconstruction"] < 0.3 * variance
