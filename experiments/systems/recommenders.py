@@ -199,8 +199,8 @@ def judge(
         np.asarray(artifacts["popularity"]), queries.targets
     )
     out |= metrics.by_group(ranks, groups, KS, "test/")
-    reach = reachability.reach(split.train, queries)
-    out["test/one_hop@10"] = reachability.one_hop_ratio(items[:, :10], reach.candidates)
+    near = reachability.candidates(split.train, queries)
+    out["test/one_hop@10"] = reachability.one_hop_ratio(items[:, :10], near)
     hits = metrics.recall(ranks, 10)
     low, high = metrics.bootstrap(hits, draws=draws)
     out |= {"test/recall@10/low": low, "test/recall@10/high": high}

@@ -227,11 +227,10 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
 
     def figures(records: Any, state: Mapping[str, Any]) -> dict[str, bytes | Rows]:
         del records
-        found = finished(state["params"], vectors, cfg)
-        codes = found["table"][:, : cfg.levels]
+        codes, told = judged(state["params"], vectors, cfg)
         few = np.linspace(0, len(codes) - 1, 12).astype(int)
         examples = tuple(
-            ("-".join(map(str, found["table"][i])), artifacts["items"][i],
+            ("-".join(map(str, codes[i])), artifacts["items"][i],
              recommenders.short(artifacts["texts"][i]))
             for i in few[np.lexsort(codes[few].T[::-1])]
         )  # fmt: skip

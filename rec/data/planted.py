@@ -118,14 +118,10 @@ def _renumbered(
 
 
 def _text(path: np.ndarray) -> str:
-    """A word per inner node from the root down, upper ones repeated so that they weigh more, and
-    one of the leaf's code, which leaves of other nodes share (a word of its own would be rare)."""
-    depth = len(path)
-    words = []
-    for level in range(depth - 1):
-        node = "n" + "x".join(str(code) for code in path[: level + 1])
-        words += [node] * 8 ** (depth - 2 - level)
-    return " ".join([*words, f"leaf{path[-1]}"])
+    """A word per branch, "a3 a3 a3 a3 b0 b0 c7": the higher the level, the more often, so that the
+    vectors of a residual quantiser give the tree back, level by level."""
+    words = [f"{chr(ord('a') + level)}{code}" for level, code in enumerate(path)]
+    return " ".join(w for level, w in enumerate(words) for _ in range(2 ** (len(path) - 1 - level)))
 
 
 def bayes_ranks(law: np.ndarray, queries: Queries) -> np.ndarray:
