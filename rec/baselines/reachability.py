@@ -68,7 +68,7 @@ def candidates(
     hops = _hops(queries.history, successors(train))
     rows = np.repeat(np.arange(len(queries.targets)), np.diff(hops.indptr))
     ties = _tie_rank(counts(train), seed)[hops.indices]
-    order = np.lexsort((ties, -np.asarray(hops.data), rows))
+    order = np.lexsort((ties, np.negative(hops.data), rows))
     place = np.arange(hops.nnz) - hops.indptr[rows]  # of sorted entries; rows stay where they are
     order = order[place < limit]
     where = (rows[order], hops.indices[order])

@@ -3,7 +3,7 @@
 
 Items are the leaves of a tree. Users walk over them by a first-order Markov law that respects the
 tree: level by level, the next branch depends on the last item's path down to that level, so items
-under one node lead to similar places. The text of an item has a word per node of its path.
+under one node lead to similar places. The text of an item spells its path.
 
 A user never sees an item twice: a step is drawn from the law with the user's own items taken out.
 Masking the history at evaluation therefore loses no target, and the best possible ranking is that
@@ -118,14 +118,13 @@ def _renumbered(
 
 
 def _text(path: np.ndarray) -> str:
-    """A word per inner node from the root down, upper ones repeated so that they weigh more, and
-    one of the leaf's code, which leaves of other nodes share (a word of its own would be rare)."""
-    depth = len(path)
-    words = []
-    for level in range(depth - 1):
-        node = "n" + "x".join(str(code) for code in path[: level + 1])
-        words += [node] * 8 ** (depth - 2 - level)
-    return " ".join([*words, f"leaf{path[-1]}"])
+    """A word per level and branch, so that vectors of items are sums over levels, which residual
+    quantisers take apart; upper levels are repeated and so weigh more."""
+    words = [
+        [f"level{level}branch{code}"] * 4 ** (len(path) - 1 - level)
+        for level, code in enumerate(path)
+    ]
+    return " ".join(word for level in words for word in level)
 
 
 def bayes_ranks(law: np.ndarray, queries: Queries) -> np.ndarray:
