@@ -229,7 +229,7 @@ def test_bad_reviews_of_2014(tmp_path: Path) -> None:
 
 def reviews_2023(tmp_path: Path, whole: bool, history: bool = False) -> Path:
     rows = [("u", "A1", 3000), ("u", "A2", 1999), ("v", "A3", 7000), ("u", "A3", 1999)]
-    last = {"valid": [("u", "A4", 3000), ("v", "A1", 8000)], "test": [("v", "A2", 9000)]}
+    last = {"valid": [("u", "A4", 2500), ("v", "A1", 8000)], "test": [("v", "A2", 9000)]}
     last["test"].append(("u", "A5", 3000))
     header = "user_id,parent_asin,rating,timestamp" + (",history" if history else "")
     line = lambda u, i, t: f"{u},{i},5.0,{t}" + (",A1 A2" if history else "")
@@ -253,7 +253,7 @@ def test_reviews_of_2023(tmp_path: Path, history: bool) -> None:
     corpus = reading.read("reviews2023", "Baby", reviews_2023(tmp_path, False, history))
     rows = {"u": ["A2", "A3", "A1", "A4", "A5"], "v": ["A3", "A1", "A2"]}
     assert rows_of(corpus) == rows, "parts in order, then time, then file"
-    assert corpus.sequences.times[:5].tolist() == [1, 1, 3, 3, 3]
+    assert corpus.sequences.times[:5].tolist() == [1, 1, 3, 2, 3]
     assert corpus.texts[0] == "Title: T2; Brand: S; Categories: C, D; Description: one, two"
     mixed = {
         tuple(rows_of(reviews.read_2023("Baby", tmp_path, Policy("shuffle", seed)))["u"])
