@@ -32,10 +32,10 @@ def encode(texts: Sequence[str], dim: int = 256, seed: int = 0) -> np.ndarray:
     weights = _tf_idf(texts)
     dim = min(dim, weights.shape[1], max(weights.shape[0] - 1, 1))
     if dim == weights.shape[1]:  # nothing to reduce
-        return normalize(weights.toarray()).astype(np.float32)
+        return np.asarray(normalize(weights.toarray()), np.float32)
     with threadpool_limits(1):
         vectors = TruncatedSVD(dim, n_iter=3, random_state=seed).fit_transform(weights)
-    return normalize(vectors).astype(np.float32)
+    return np.asarray(normalize(vectors), np.float32)
 
 
 def _tf_idf(texts: Sequence[str]) -> Any:

@@ -133,6 +133,35 @@ def test_files_of_a_library_are_grouped_by_their_first_folder() -> None:
     assert found["b"]["about"] == "Toys of all kinds."
 
 
+def test_about_may_name_a_dataset_by_more_folders_than_one(tmp_path: Path) -> None:
+    module: Any = types.ModuleType("toys", "Toys.")
+    module.FILES = {path: (SHA, "") for path in ("a/one/x.gz", "a/one/sub/y.gz", "a/two/x.gz")}
+    module.ABOUT = {"a/one": ("first", "free"), "a/two": ("second", "free")}
+    known = data.grouped(module)
+    assert {name: sorted(entry["files"]) for name, entry in known.items()} == {
+        "a/one": ["a/one/sub/y.gz", "a/one/x.gz"], "a/two": ["a/two/x.gz"],
+    }  # fmt: skip
+    put(tmp_path, CONTENT, "a/two/x.gz")
+    assert [data.main(["verify", name], known) for name in ("a/one", "a/two")] == [1, 0]
+
+
+def test_a_folder_nobody_declared_is_read_and_its_hashes_are_recorded(
+    tmp_path: Path, capsys: Any
+) -> None:
+    put(tmp_path, b"mine", "a/three/x.txt")
+    put(tmp_path, CONTENT, "a/three/sub/y.gz")
+    found = data.fingerprints("a/three", datasets=toy())
+    assert found == {"a/three/sub/y.gz": SHA, "a/three/x.txt": hashlib.sha256(b"mine").hexdigest()}
+    assert data.locate("a/three", datasets=toy()) == tmp_path / "raw" / "a" / "three"
+    assert data.main(["verify", "a/three"], toy()) == 0
+    assert f"unknown   a/three/sub/y.gz  {SHA}" in capsys.readouterr().out
+    assert data.main(["download", "a/three"], toy()) == 1
+    assert "unknown dataset 'a/three'" in capsys.readouterr().err
+    for bad in ("a/four", "../raw"):
+        with pytest.raises(data.DataError):
+            data.fingerprints(bad, datasets=toy())
+
+
 # ------------------------------------------------------------------------------------- downloads
 
 

@@ -98,7 +98,9 @@ def test_only_training_items_are_counted() -> None:
     """Changing every validation and test item changes no score of a fixed history."""
     rows = rows_of(2)
     rng = np.random.default_rng(0)
-    other = [row[:-2] + [i for i in rng.permutation(ITEMS) if i not in row][:2] for row in rows]
+    other = [
+        row[:-2] + [i for i in rng.permutation(ITEMS).tolist() if i not in row][:2] for row in rows
+    ]
     history = pack([row[:-2] for row in rows], ITEMS)
     fits = [evaluation.fit(leave_one_out(pack(r, ITEMS)).train) for r in (rows, other)]
     for name in fits[0]:

@@ -12,7 +12,7 @@ from rec.baselines.scorers import Scorer
 from rec.data.sequences import Queries, Sequences, Split, select
 
 NAMES = ("popularity", "successor", "cooccurrence", "item_knn", "content")
-CELLS = 1 << 23  # scores held at a time; 32 MiB of float32
+CELLS = 1 << 21  # scores held at a time; 8 MiB of float32, what a cache likes
 
 
 class Evaluation(NamedTuple):

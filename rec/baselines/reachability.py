@@ -10,7 +10,7 @@ come from training alone. Items of the history are not taken out of O(u) [our ch
 import numpy as np
 import scipy.sparse as sp
 
-from rec.baselines.scorers import counts, successors, weights
+from rec.baselines.scorers import counts, product, successors, weights
 from rec.data.sequences import Queries, Sequences, select
 
 LIMIT = 50
@@ -43,7 +43,7 @@ def reachable(
 
 def _hops(history: Sequences, matrix: sp.csr_matrix) -> sp.csr_matrix:
     """float32 [B, N]: how often an item follows any of the history."""
-    hops = (weights(history, 1.0) @ matrix).tocsr()
+    hops = product(weights(history, 1.0), matrix)
     hops.eliminate_zeros()
     return hops
 
@@ -66,12 +66,15 @@ def candidates(
 ) -> sp.csr_matrix:
     """bool [Q, N], sparse: row q is O(u)."""
     hops = _hops(queries.history, successors(train))
-    rows = np.repeat(np.arange(hops.shape[0]), np.diff(hops.indptr))
-    order = np.lexsort((_tie_rank(counts(train), seed)[hops.indices], -hops.data, rows))
+    rows = np.repeat(np.arange(len(queries.targets)), np.diff(hops.indptr))
+    ties = _tie_rank(counts(train), seed)[hops.indices]
+    order = np.lexsort((ties, np.negative(hops.data), rows))
     place = np.arange(hops.nnz) - hops.indptr[rows]  # of sorted entries; rows stay where they are
     order = order[place < limit]
     where = (rows[order], hops.indices[order])
-    return sp.csr_matrix((np.ones(len(order), bool), where), hops.shape)
+    return sp.csr_matrix(
+        (np.ones(len(order), bool), where), (len(queries.targets), train.num_items)
+    )
 
 
 def _tie_rank(popularity: np.ndarray, seed: int) -> np.ndarray:

@@ -49,7 +49,7 @@ def neighbours(train: Sequences, window: int = 5) -> sp.csr_matrix:
     forward = pair_counts(train, 1)
     for distance in range(2, window + 1):
         forward = forward + pair_counts(train, distance)
-    return (forward + forward.T).tocsr()
+    return sp.csr_matrix(forward + forward.T)
 
 
 def weights(history: Sequences, decay: float | int = DECAY, limit: int = 0) -> sp.csr_matrix:
@@ -67,6 +67,10 @@ def weights(history: Sequences, decay: float | int = DECAY, limit: int = 0) -> s
     return found
 
 
+def product(one: sp.csr_matrix, other: sp.csr_matrix) -> sp.csr_matrix:
+    return sp.csr_matrix(one @ other)
+
+
 class _Items(NamedTuple):
     """Item-to-item scores, how a history is weighted, and what breaks ties."""
 
@@ -76,7 +80,7 @@ class _Items(NamedTuple):
     limit: int
 
     def __call__(self, history: Sequences) -> np.ndarray:
-        scores = weights(history, self.decay, self.limit) @ self.matrix
+        scores = product(weights(history, self.decay, self.limit), self.matrix)
         return (scores.toarray() + self.ties).astype(np.float32)
 
 
@@ -112,7 +116,7 @@ def item_knn(train: Sequences) -> Scorer:
     users.data[:] = 1
     norms = np.sqrt(np.maximum(np.asarray(users.sum(0)).ravel(), 1)).astype(np.float32)
     unit = sp.csr_matrix(users.multiply(1 / norms), dtype=np.float32)
-    cosine = (unit.T @ unit).tocsr()
+    cosine = product(sp.csr_matrix(unit.T), unit)
     cosine.setdiag(0)
     cosine.eliminate_zeros()
     return _Items(cosine, 1e-7 * counts(train), DECAY, 0)

@@ -3,7 +3,7 @@
 
 Items are the leaves of a tree. Users walk over them by a first-order Markov law that respects the
 tree: level by level, the next branch depends on the last item's path down to that level, so items
-under one node lead to similar places. The text of an item has a word per node of its path.
+under one node lead to similar places. The text of an item spells its path.
 
 A user never sees an item twice: a step is drawn from the law with the user's own items taken out.
 Masking the history at evaluation therefore loses no target, and the best possible ranking is that
