@@ -2,6 +2,7 @@
 """k-means, the residual tokenizers, OPQ and the codes that learn nothing."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def test_lloyd_never_raises_the_inertia_and_reseeds_empty_clusters() -> None:
         for _ in range(8):
             centroids = step(x, centroids)
             costs.append(float(cost(x, centroids)))
-        assert all(b <= a * (1 + 1e-6) for a, b in zip(costs, costs[1:], strict=False)), costs
+        assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(costs)), costs
         assert len(np.unique(np.asarray(kmeans.nearest(x, centroids)))) == 8
     # Fewer distinct rows than clusters: no NaN, every row is a centroid.
     few = jnp.asarray(np.repeat(rows()[:2], 3, axis=0))
@@ -168,7 +169,7 @@ def test_rvq_gradients_are_those_of_the_code_vectors_alone() -> None:
 
 
 def test_opq_turns_by_a_rotation_and_lowers_the_error() -> None:
-    cfg, params = fitted("opq")
+    _, params = fitted("opq")
     turned = np.asarray(params["rotation"])
     np.testing.assert_allclose(turned @ turned.T, np.eye(len(turned)), atol=1e-5)
 

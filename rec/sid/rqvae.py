@@ -217,7 +217,7 @@ def reset_dead(
 ) -> jax.Array:
     """Codebooks [L, W, H] with every code of counts [L, W] 0 replaced by a random row of its
     level's residuals [L, N, H], distinct rows where N >= W."""
-    levels, codes, _ = codebooks.shape
+    codes = codebooks.shape[1]
     order = jnp.argsort(jax.random.uniform(key, residuals.shape[:2]), axis=-1)
     rows = order[:, np.arange(codes) % residuals.shape[1]]
     fresh = jnp.take_along_axis(residuals, rows[..., None], axis=1)
