@@ -112,3 +112,19 @@ def test_the_catalogue_is_a_trie(data_root: Path) -> None:
     tree, shape = trie.build(sids, (256,) * 4)
     assert shape.branching[0] == 256 and len(tree.leaf_items) == ITEMS
     assert np.asarray(trie.walk(tree, shape, sids[:100].astype(np.int32))).min() >= 0
+
+
+def test_rq_vae_uses_its_codes_and_the_published_recipe_collapses(data_root: Path) -> None:
+    """Standardised features, k-means and resets against raw ones, random codes and Adagrad 0.4."""
+    x = features(data_root)
+    sizes = dict(method="rqvae", batch=1024, hidden=(256, 128), latent=32, lloyd=2)
+    repaired = SIDConfig(**sizes, steps=150, dead_code_reset=50)
+    published = dict(standardise=False, kmeans_init=False, optimiser="adagrad", lr=0.4)
+    broken = SIDConfig(**sizes, steps=60, dead_code_reset=0, **published)
+    figures = []
+    for cfg in (repaired, broken):
+        codes = tokenizer.encode(tokenizer.fit(jax.random.key(0), x, cfg), x, cfg)
+        figures.append(report.report(codes, (256,) * 3))
+        print({name: round(value, 4) for name, value in figures[-1].items()})
+    assert figures[0]["alarm"] == 0 and figures[1]["alarm"] == 1
+    assert min(figures[0][f"usage/level{level}"] for level in (1, 2, 3)) >= 0.95
