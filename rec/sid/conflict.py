@@ -136,8 +136,8 @@ def _recursive(row: np.ndarray, space: _Space, taken: _Taken) -> tuple[int, ...]
 
     def down(rest: np.ndarray, prefix: tuple[int, ...]) -> tuple[int, ...]:
         level = len(prefix)
-        rest, _ = space.residual(rest, np.ones((), rest.dtype))
-        for code in np.argsort(space.distances(rest, level), kind="stable").tolist():
+        rest, _ = space.residual(rest, np.ones(1, rest.dtype))
+        for code in np.argsort(space.distances(rest, level)[0], kind="stable").tolist():
             longer = (*prefix, code)
             if taken.full(longer):
                 continue
@@ -145,7 +145,7 @@ def _recursive(row: np.ndarray, space: _Space, taken: _Taken) -> tuple[int, ...]
             return longer if deepest else down(rest - space.codebooks[level][code], longer)
         raise AssertionError("a prefix with room has a free code")
 
-    return down(row, ())
+    return down(row[None], ())
 
 
 def _matching(

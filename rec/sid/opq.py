@@ -45,7 +45,7 @@ def init(key: jax.Array, x: jax.Array, cfg: SIDConfig) -> dict:
         params = {**params, "codebook": codebook}
         quantised = _concatenated(params, _nearest(params, x))
         cross = jnp.matmul(padded.T, quantised, precision=jax.lax.Precision.HIGHEST)
-        left, _, right = jnp.linalg.svd(cross)
+        left, right = jnp.linalg.svd(cross)[::2]
         return {**params, "rotation": left @ right}, None
 
     params = {"rotation": rotation, "codebook": codebook}

@@ -19,7 +19,7 @@ q has the value sum_l e^l_{c_l}; how gradient passes it is the estimator:
 """
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -141,20 +141,18 @@ def quantise(codebooks: jax.Array, latent: jax.Array, key: jax.Array, cfg: SIDCo
         if gumbel:
             noise = jax.random.gumbel(jax.random.fold_in(key, level), (len(rest), len(codebook)))
             logits = (noise - kmeans.squared_distances(rest, codebook)) / cfg.temperature
-            codes.append(jnp.argmax(stop(logits), axis=-1).astype(jnp.int32))
+            code = jnp.argmax(stop(logits), axis=-1).astype(jnp.int32)
+            chosen = codebook[code]
             soft = jax.nn.softmax(logits, axis=-1) @ codebook
+            total += stop(chosen) + (soft - stop(soft))
         else:
-            codes.append(select(stop(rest), stop(codebook), cfg.dense_gradient))
-        chosen = codebook[codes[-1]]
+            code = select(stop(rest), stop(codebook), cfg.dense_gradient)
+            chosen = codebook[code]
+            spread = cosines(rest, codebook) @ codebook if cfg.dense_gradient else None
+            total += stop(chosen) if spread is None else chosen + (spread - stop(spread))
+        codes.append(code)
         codebook_gap += jnp.mean((stop(rest) - chosen) ** 2)
         commitment += jnp.mean((rest - stop(chosen)) ** 2)
-        if gumbel:
-            total += stop(chosen) + (soft - stop(soft))
-        elif cfg.dense_gradient:
-            spread = cosines(rest, codebook) @ codebook
-            total += chosen + (spread - stop(spread))
-        else:
-            total += stop(chosen)
         rest = rest - stop(chosen)
     if cfg.estimator == "rotation":
         total = rotate(latent, total)
@@ -217,7 +215,7 @@ def reset_dead(
 ) -> jax.Array:
     """Codebooks [L, W, H] with every code of counts [L, W] 0 replaced by a random row of its
     level's residuals [L, N, H], distinct rows where N >= W."""
-    levels, codes, _ = codebooks.shape
+    codes = codebooks.shape[1]
     order = jnp.argsort(jax.random.uniform(key, residuals.shape[:2]), axis=-1)
     rows = order[:, np.arange(codes) % residuals.shape[1]]
     fresh = jnp.take_along_axis(residuals, rows[..., None], axis=1)
@@ -235,10 +233,10 @@ def update(state: dict, x: jax.Array, key: jax.Array, cfg: SIDConfig) -> tuple[d
     def objective(trained: dict) -> tuple[jax.Array, Quantised]:
         return loss({**params, **trained}, batch, noise_key, cfg)
 
-    trained = _trained(params)
-    (value, out), grads = jax.value_and_grad(objective, has_aux=True)(trained)
-    updates, opt_state = _optimiser(cfg).update(grads, state["opt_state"], trained)
-    trained = optax.apply_updates(trained, updates)
+    before = _trained(params)
+    (value, out), grads = jax.value_and_grad(objective, has_aux=True)(before)
+    updates, opt_state = _optimiser(cfg).update(grads, state["opt_state"], before)
+    trained: Any = optax.apply_updates(before, updates)
     levels = jnp.arange(cfg.levels)[None, :]
     counts = state["counts"].at[levels, out.codes].add(1.0)
     usage = jnp.mean((counts > 0).astype(jnp.float32))

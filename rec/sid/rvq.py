@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Residual vector quantisation: codebooks by gradient, level after level (GRID, CIKM 2025)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -45,6 +47,7 @@ def update(state: dict, x: jax.Array, key: jax.Array, cfg: SIDConfig) -> tuple[d
         value, grads = jax.value_and_grad(loss)(centroids, batch, cfg.beta)
         updates, opt_state = tx.update(grads, own["opt_state"], centroids)
         counts = counts.at[kmeans.nearest(batch, centroids)].add(1.0)
-        return {"opt_state": opt_state}, optax.apply_updates(centroids, updates), counts, value
+        moved: Any = optax.apply_updates(centroids, updates)
+        return {"opt_state": opt_state}, moved, counts, value
 
     return residual.update(cfg, state, x, key, start, learn, 0)

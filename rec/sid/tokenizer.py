@@ -73,8 +73,8 @@ def make(cfg: SIDConfig) -> Tokenizer:
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(cfg: SIDConfig) -> tuple[Callable, Callable, Callable]:
-    """(init, chunk of n updates, encode) of a config, compiled once each."""
+def _compiled(cfg: SIDConfig) -> tuple[Callable, Callable, Callable, Callable]:
+    """(init, chunk of n updates, encode, decodings of all prefixes) of a config."""
     tokenizer = make(cfg)
 
     @functools.partial(jax.jit, static_argnums=3)
@@ -83,7 +83,13 @@ def _compiled(cfg: SIDConfig) -> tuple[Callable, Callable, Callable]:
         advance = tokenizer.update
         return jax.lax.scan(lambda s, _: advance(s, x, key), state, None, length=n)
 
-    return jax.jit(tokenizer.init), chunk, jax.jit(tokenizer.encode)
+    @jax.jit
+    def prefixes(params: dict, codes: jax.Array) -> jax.Array:
+        assert tokenizer.decode is not None
+        digits = range(1, cfg.levels + 1)
+        return jnp.stack([tokenizer.decode(params, codes[:, :count]) for count in digits])
+
+    return jax.jit(tokenizer.init), chunk, jax.jit(tokenizer.encode), prefixes
 
 
 def check_features(x: np.ndarray | jax.Array, cfg: SIDConfig) -> None:
@@ -106,7 +112,7 @@ def fit(key: jax.Array, x: np.ndarray | jax.Array, cfg: SIDConfig) -> dict:
     """
     check_features(x, cfg)
     x = jnp.asarray(x, jnp.float32)
-    init, chunk, _ = _compiled(cfg)
+    init, chunk, _, _ = _compiled(cfg)
     init_key, key = jax.random.split(key)
     state = init(init_key, x)
     steps = make(cfg).steps
@@ -140,8 +146,6 @@ def assign(params: dict, x: np.ndarray | jax.Array, cfg: SIDConfig) -> np.ndarra
 
 def reconstruct(params: dict, codes: np.ndarray | jax.Array, cfg: SIDConfig) -> np.ndarray | None:
     """float32 [L, N, D]: features decoded from the first 1 .. L digits; None without a decoder."""
-    decode = make(cfg).decode
-    if decode is None:
+    if make(cfg).decode is None:
         return None
-    codes = jnp.asarray(codes)
-    return np.stack([np.asarray(decode(params, codes[:, : i + 1])) for i in range(cfg.levels)])
+    return np.asarray(_compiled(cfg)[3](params, jnp.asarray(codes)))
