@@ -33,8 +33,8 @@ FORMATS = (
 @dataclass(frozen=True)
 class RecData:
     """root: folder of raw files, "" means $BANYAN_DATA; format: "amazon2014" (folder
-    amazon2014/<name> of packed files), "reviews2014" and "reviews2023" (the public review and
-    metadata files in folder <format>/<name>), "movielens" (folder <name>), "letter" (<name>.inter
+    amazon2014/<name> of packed files), "reviews2014" and "reviews2023" (the public files of reviews
+    and metadata of category <name>), "movielens" (folder <name>), "letter" (<name>.inter
     .json and .index.json), "own" (`interactions`: CSV or Parquet with columns user, item, time;
     `item_text`: one with item, text), or "planted" (made from the seed: `users` walk over 512 items
     of a known tree); core: users and items with fewer interactions are left out, again and again,

@@ -19,7 +19,7 @@ from rec.baselines import evaluation as baselines
 def prepare(config: ConfigDict) -> dict[str, Any]:
     """Items, data card and all figures."""
     loaded = recommenders.load(config)
-    return recommenders.prepare(config, loaded, recommenders.features(config, loaded.corpus))
+    return recommenders.prepare(config, loaded, recommenders.features(config, loaded))
 
 
 def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
@@ -37,8 +37,8 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
 
     def evaluate(state: Mapping[str, Any], split: str) -> dict[str, float]:
         del state
-        corpus, parts, _ = loaded()
-        vectors = recommenders.features(config, corpus)
+        parts = loaded().split
+        vectors = recommenders.features(config, loaded())
         found = baselines.evaluate(parts, vectors, recommenders.KS, split)
         out = dict(found.metrics)
         queries = recommenders.queries_of(parts, split, 0)

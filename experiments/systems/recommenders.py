@@ -34,11 +34,14 @@ NO_FILES = "  without files: the variant :tiny, or --config.data.format=planted"
 
 
 class Loaded(NamedTuple):
-    """law: float64 [N, N] next-item distribution of a planted corpus, else None."""
+    """law: float64 [N, N] next-item distribution of a planted corpus, else None; all_texts: of the
+    items before the k-core; kept: int [N] those of them that are in the corpus."""
 
     corpus: Corpus
     split: Split
     law: np.ndarray | None
+    all_texts: list[str]
+    kept: np.ndarray
 
 
 def load(config: ConfigDict) -> Loaded:
@@ -61,6 +64,8 @@ def _load(values: str, seed: int) -> Loaded:
                 raise ValueError("core: a planted corpus is whole, give 0")
         else:
             corpus = _read(group, seed)
+        whole = {name: i for i, name in enumerate(corpus.items)}
+        all_texts = corpus.texts
         if group.core:
             corpus = seq.kcore(corpus, group.core)
         if group.split == "temporal":
@@ -72,7 +77,7 @@ def _load(values: str, seed: int) -> Loaded:
     except (ValueError, OSError) as error:
         missing = "missing" in str(error) or isinstance(error, FileNotFoundError)
         raise UserError(f"config.data: {error}" + (f"\n{NO_FILES}" if missing else "")) from error
-    return Loaded(corpus, split, law)
+    return Loaded(corpus, split, law, all_texts, np.array([whole[name] for name in corpus.items]))
 
 
 def _read(group: ConfigDict, seed: int) -> Corpus:
@@ -87,8 +92,10 @@ def _read(group: ConfigDict, seed: int) -> Corpus:
     return reading.read(group.format, group.name, root, policy)
 
 
-def features(config: ConfigDict, corpus: Corpus) -> np.ndarray:
+def features(config: ConfigDict, loaded: Loaded) -> np.ndarray:
     """float32 [N, d] item vectors: of a file, or TF-IDF and SVD of the texts, out of the cache.
+
+    Either way of all items there are before the k-core, whose rows are then taken.
 
     Raises:
         UserError: a file that does not fit.
@@ -96,17 +103,18 @@ def features(config: ConfigDict, corpus: Corpus) -> np.ndarray:
     group = config.data
     if group.features != "tfidf":
         try:
-            return embeddings.load(Path(group.features).expanduser(), len(corpus.items))
+            path = Path(group.features).expanduser()
+            return embeddings.load(path, len(loaded.all_texts))[loaded.kept]
         except (ValueError, OSError) as error:
             raise UserError(f"config.data.features={group.features}: {error}") from error
-    key = [cards.texts_sha256(corpus.texts), group.feature_dim]
-    found = data.packed("tfidf", key, lambda: {"x": text.encode(corpus.texts, group.feature_dim)})
-    return found["x"]
+    key = [cards.texts_sha256(loaded.all_texts), group.feature_dim]
+    make = lambda: {"x": text.encode(loaded.all_texts, group.feature_dim)}
+    return data.packed("tfidf", key, make)["x"][loaded.kept]
 
 
 def prepare(config: ConfigDict, loaded: Loaded, vectors: np.ndarray) -> dict[str, Any]:
     """Artifacts of any recommender: items, data card, and the rows without training."""
-    corpus, split, law = loaded
+    corpus, split, law = loaded.corpus, loaded.split, loaded.law
     card = cards.card(corpus, split)
     found = {side: baselines.evaluate(split, vectors, KS, side) for side in ("valid", "test")}
     rows = {k: v for side in found.values() for k, v in side.metrics.items()}

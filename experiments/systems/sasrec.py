@@ -32,7 +32,7 @@ EVAL_ROWS = 256
 def prepare(config: ConfigDict) -> dict[str, Any]:
     """Items, data card, and the rows without training."""
     loaded = recommenders.load(config)
-    return recommenders.prepare(config, loaded, recommenders.features(config, loaded.corpus))
+    return recommenders.prepare(config, loaded, recommenders.features(config, loaded))
 
 
 def positions(train: Sequences, users: np.ndarray, limit: int) -> dict[str, np.ndarray]:

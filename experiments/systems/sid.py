@@ -178,7 +178,7 @@ def prepare(config: ConfigDict) -> dict[str, Any]:
     loaded = recommenders.load(config)
     cfg = tokenizer_config(config)
     check_room(cfg, len(loaded.corpus.items))
-    vectors = recommenders.features(config, loaded.corpus)
+    vectors = recommenders.features(config, loaded)
     tokenizer.check_features(vectors, cfg)
     print(
         f"{loaded.corpus.name}: {len(loaded.corpus.items):,} items of {vectors.shape[1]} features"

@@ -39,7 +39,7 @@ RULES = (
 def prepare(config: ConfigDict) -> dict[str, Any]:
     """Items, the rows without training, the SID table with its tokenizer, exponents of pairs."""
     loaded = recommenders.load(config)
-    vectors = recommenders.features(config, loaded.corpus)
+    vectors = recommenders.features(config, loaded)
     out = recommenders.prepare(config, loaded, vectors)
     out["sid"] = sid.artifact(config, loaded, vectors)
     if config.eval.policy == "relevance":
