@@ -293,4 +293,5 @@ def as_group(cls: type, values: ConfigDict) -> Any:
 
 def chosen_histories(queries: Queries, count: int) -> Sequence[int]:
     """Rows of a few queries, evenly spaced, for the report."""
-    return np.linspace(0, len(queries.targets) - 1, min(count, len(queries.targets))).astype(int)
+    at = np.linspace(0, len(queries.targets) - 1, min(count, len(queries.targets)))
+    return at.astype(int).tolist()
