@@ -116,7 +116,9 @@ def test_evaluate_has_the_promised_keys_and_any_chunk_gives_the_same() -> None:
         for metric in ("recall@5", "recall@10", "ndcg@5", "ndcg@10"):
             assert 0 <= found.metrics[f"{name}/test/{metric}"] <= 1
         assert found.ranks[name].shape == (60,)
-    assert "popularity/test/recall@10/U+" in found.metrics
+    assert {f"popularity/test/recall@10/{group}" for group in ("U+", "U-", "head", "tail")} <= set(
+        found.metrics
+    )
     scorer = scorers.successor(split.train)
     parts = [
         metrics.ranks(scorer(part.history), part.targets, part.history)

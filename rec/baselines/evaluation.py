@@ -70,13 +70,15 @@ def evaluate(
 ) -> Evaluation:
     """Fit on `split.train`, rank the queries of one side; the history of a test query includes the
     validation item and is masked, unless `mask_seen` is off. Metrics hold the means over users and
-    those over U+ and U- (`popularity/test/recall@10/U+`)."""
+    those over U+ and U- (`popularity/test/recall@10/U+`) and over head, mid and tail targets."""
     queries = split.test if side == "test" else split.valid
     plus = reachability.reachable(split.train, queries)
+    groups = reachability.groups(plus)
+    groups |= metrics.bucket_groups(scorers.counts(split.train), queries.targets)
     values, found = {}, {}
     for name, scorer in fit(split.train, features).items():
         found[name] = ranks(scorer, queries, mask_seen)
         prefix = f"{name}/{side}/"
         values |= metrics.summarise(found[name], ks, prefix)
-        values |= metrics.by_group(found[name], reachability.groups(plus), ks, prefix)
+        values |= metrics.by_group(found[name], groups, ks, prefix)
     return Evaluation(values, found, plus)

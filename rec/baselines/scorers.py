@@ -72,7 +72,7 @@ def product(one: sp.csr_matrix, other: sp.csr_matrix) -> sp.csr_matrix:
 
 
 class _Items(NamedTuple):
-    """Item-to-item scores, how a history is weighted, and what breaks ties."""
+    """Item-to-item scores, how a history is weighted, and what breaks ties; float32."""
 
     matrix: sp.csr_matrix
     ties: np.ndarray
@@ -80,8 +80,14 @@ class _Items(NamedTuple):
     limit: int
 
     def __call__(self, history: Sequences) -> np.ndarray:
-        scores = product(weights(history, self.decay, self.limit), self.matrix)
-        return (scores.toarray() + self.ties).astype(np.float32)
+        scores = product(weights(history, self.decay, self.limit), self.matrix).toarray()
+        scores += self.ties
+        return scores
+
+
+def _ties(train: Sequences, scale: float) -> np.ndarray:
+    """float32 [N]."""
+    return (scale * counts(train)).astype(np.float32)
 
 
 def popularity(train: Sequences) -> Scorer:
@@ -91,7 +97,7 @@ def popularity(train: Sequences) -> Scorer:
 
 def successor(train: Sequences) -> Scorer:
     """count(last item -> i) + 1e-6 popularity(i)."""
-    return _Items(successors(train), 1e-6 * counts(train), 0.0, 1)
+    return _Items(successors(train), _ties(train, 1e-6), 0.0, 1)
 
 
 def shares(matrix: sp.csr_matrix) -> sp.csr_matrix:
@@ -104,7 +110,7 @@ def cooccurrence(train: Sequences, window: int = 5, limit: int = 20) -> Scorer:
     """Sum over the last `limit` items a of 0.7 ** age times the share of i among the successors of
     a plus its share among the neighbours of a (training-free peer of IIRG)."""
     matrix = shares(successors(train)) + shares(neighbours(train, window))
-    return _Items(matrix.astype(np.float32), 1e-6 * counts(train), DECAY, limit)
+    return _Items(matrix.astype(np.float32), _ties(train, 1e-6), DECAY, limit)
 
 
 def item_knn(train: Sequences) -> Scorer:
@@ -119,7 +125,7 @@ def item_knn(train: Sequences) -> Scorer:
     cosine = product(sp.csr_matrix(unit.T), unit)
     cosine.setdiag(0)
     cosine.eliminate_zeros()
-    return _Items(cosine, 1e-7 * counts(train), DECAY, 0)
+    return _Items(cosine, _ties(train, 1e-7), DECAY, 0)
 
 
 def content(train: Sequences, features: np.ndarray) -> Scorer:
