@@ -86,7 +86,9 @@ def test_residual_k_means_is_as_good_as_scikit_learn(data_root: Path) -> None:
     rest, books, labels = x, [], []
     for level in range(3):
         rest = normalize(rest)
-        peer = MiniBatchKMeans(256, random_state=level, batch_size=4096, n_init=1, max_iter=10)
+        peer = MiniBatchKMeans(
+            256, random_state=level, batch_size=2048, init_size=3072, n_init=1, max_iter=10
+        )
         labels.append(peer.fit(rest).predict(rest))
         books.append(peer.cluster_centers_)
         rest = rest - books[-1][labels[-1]]
