@@ -193,7 +193,7 @@ def test_published_tables_follow_items_through_the_core(
 ) -> None:
     """Row i of an index file is the i-th item of the whole corpus, whatever a k-core leaves."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    toys(tmp_path, users=20)
+    toys(tmp_path, users=44)
     from experiments.systems import recommenders
     from experiments.systems import sid as system
 

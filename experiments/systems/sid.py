@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from experiments import checkpoint, settings
+from experiments import checkpoint, data, settings
 from experiments.contract import Experiment, Rows
 from experiments.errors import UserError
 from experiments.systems import recommenders, recommenders_figures
@@ -140,9 +140,9 @@ def of_file(config: ConfigDict, loaded: recommenders.Loaded) -> dict[str, Any]:
     path = Path(config.sid.table).expanduser()
     try:
         if not path.is_file():
-            path = recommenders.data.locate(config.sid.table, config.data.root)
+            path = data.locate(config.sid.table, config.data.root)
         published = sid_files.read_sids(path)
-    except (ValueError, OSError) as error:
+    except (UserError, ValueError, OSError) as error:
         raise UserError(f"config.sid.table: {error}") from error
     whole = ConfigDict(config.to_dict())
     whole.data.core = 0
