@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from experiments import checkpoint, folder, report, schedule, settings, sharding
 from experiments.clock import Timer, stop_signal
-from experiments.contract import Experiment, State
+from experiments.contract import Experiment, Rows, State
 from experiments.errors import UserError
 from experiments.writer import (
     Writer,
@@ -459,7 +459,7 @@ def _finish(session: Session, state: State, rate: float) -> dict[str, Any]:
         "steps_per_s": round(rate, 4) if rate else None,
         "time_s": {k: round(v, 2) for k, v in session.timer.spent.items()},
     }
-    pictures: Mapping[str, bytes] = {}
+    pictures: Mapping[str, bytes | Rows] = {}
     if asm.experiment.figures is not None:  # on every process: it may compute with the state
         pictures = asm.experiment.figures(session.records, state)
     if _is_main():

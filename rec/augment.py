@@ -20,7 +20,7 @@ in float32 nothing but the extreme position has any weight then.
 closed form, for tests. Training sequences hold neither validation nor test items, so no pair does.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,11 +81,11 @@ class Tables(NamedTuple):
 
 
 class Exponents(NamedTuple):
-    """(alpha, beta, gamma) of the module's law; scalars, traced ones too."""
+    """(alpha, beta, gamma) of the module's law: numbers, or traced scalars for `draw`."""
 
-    alpha: int | float | jax.Array
-    beta: int | float | jax.Array
-    gamma: int | float | jax.Array
+    alpha: Any
+    beta: Any
+    gamma: Any
 
 
 LAST_TARGET = Exponents(0.0, INFINITE, -INFINITE)

@@ -11,7 +11,7 @@ target, discrimination that over pairs with different ones, and the score is the
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -48,7 +48,7 @@ def histories(items: np.ndarray, mask: np.ndarray, num_items: int) -> scipy.spar
     )
     found.data[:] = 1.0  # an item twice is one
     norms = np.sqrt(np.asarray(found.sum(axis=1)).ravel())
-    return (scipy.sparse.diags_array(1 / np.maximum(norms, 1e-12)) @ found).tocsr()
+    return scipy.sparse.csr_array(found.multiply((1 / np.maximum(norms, 1e-12))[:, None]))
 
 
 def ratio(
@@ -106,7 +106,7 @@ def search(
     """
     wanted = np.bincount(valid.targets, minlength=train.num_items).astype(np.float64)
     configurations = list(configurations) or grid()
-    kls: dict[tuple[float, float], float] = {}
+    kls: dict[Any, float] = {}
     for alpha, beta, _ in configurations:
         if (alpha, beta) not in kls:
             shares = augment.target_shares(train, alpha, beta)

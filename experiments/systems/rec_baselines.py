@@ -35,7 +35,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     def init(key: jax.Array) -> dict[str, Any]:
         return {"step": jnp.int32(0), "params": {}, "key": key}
 
-    def evaluate(state: Mapping[str, Any], split: str) -> dict[str, float]:
+    def evaluate(state: Mapping[str, Any], split: Any) -> dict[str, float]:
         del state
         parts = loaded().split
         vectors = recommenders.features(config, loaded())

@@ -85,7 +85,8 @@ def _read(group: ConfigDict, seed: int) -> Corpus:
     root = data.root(group.root)
     if group.format == "own":
         paths = [Path(p).expanduser() for p in (group.interactions, group.item_text)]
-        return own.read(*(p if p.is_file() else root / p for p in paths), policy=policy)
+        events, texts = (p if p.is_file() else root / p for p in paths)
+        return own.read(events, texts, policy=policy)
     known = f"{group.format}/{group.name}" if group.format == "amazon2014" else group.name
     if known in data.declared():
         data.fingerprints(known, group.root)  # verified where it is a dataset that is known

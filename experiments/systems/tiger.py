@@ -251,13 +251,14 @@ class Decoder:
         self._sids, self._limit, self._batch = sids, limit, evaluation.batch
         window = policies.largest_bucket(self.trie)
         per_sid = min(evaluation.per_sid, window)
-        model_ = model
 
         @jax.jit
         def decode(params: Any, trie: Any, values: jax.Array, *inputs: jax.Array) -> Any:
+            history, mask, users = inputs
             found = beam.search(
-                model_, params, *inputs, trie, shape=self.shape, beams=evaluation.beams,
-                normaliser=evaluation.normaliser, constrained=evaluation.constrained,
+                model, params, history, mask, users, trie, shape=self.shape,
+                beams=evaluation.beams, normaliser=evaluation.normaliser,
+                constrained=evaluation.constrained,
             )  # fmt: skip
             listed = policies.expand(
                 found.leaves, trie, values, per_sid=per_sid, window=window,
@@ -267,8 +268,8 @@ class Decoder:
 
         @jax.jit
         def nats(params: Any, *inputs: jax.Array) -> jax.Array:
-            logits: Any = model_.apply({"params": params}, *inputs)
-            found = tiger.target_log_probs(logits, inputs[-1], model_.sizes, model_.cfg.softmax)
+            logits: Any = model.apply({"params": params}, *inputs)
+            found = tiger.target_log_probs(logits, inputs[-1], model.sizes, model.cfg.softmax)
             return -found.sum(axis=1)
 
         self._decode, self._nats = decode, nats

@@ -84,7 +84,7 @@ class Tiger(nn.Module):
     ) -> jax.Array:
         """Logits [R, L, sum(sizes)] of target int32 [R, L] after what `read` gave."""
         digits = self._targets(target[:, :-1])  # [R, L, D]
-        options = {"deterministic": deterministic}
+        options: Any = {"deterministic": deterministic}
         if self.cfg.layout == "encoder_decoder":
             out, _ = self.decoder(digits, memory, ids, **options)
             return self.logits(out)
