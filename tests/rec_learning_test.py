@@ -49,8 +49,8 @@ def test_tiger_on_a_planted_tree(tmp_path: Path) -> None:
         "--config.data.core=0",
         "--config.sid.codes=8",
         "--config.sid.init_rows=512",
+        "--config.sid.conflict=digit",
         "--config.train.steps=4000",
-        "--config.optim.decay=4000",
     )
     runs = train_all(tmp_path, "tiger", {"planted": planted}, seeds=(0,))
     leave("rec_tiger_planted", "recall@10 >= .9 of the Bayes-optimal one", runs)

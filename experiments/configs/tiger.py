@@ -6,8 +6,9 @@ recall@5 / recall@10 / ndcg@5 / ndcg@10 = .0422 / .0639 / .0277 / .0347 (residua
 XL text); TIGER's own .0454 / .0648 / .0321 / .0384 [secondary]. Counting the successors of the last
 item, without training, reaches .0513 / .0668 / .0389 / .0439 there: every run prints that too.
 
-:base   Amazon-2014 Beauty's 8-core: residual k-means 3 x 256 on TF-IDF features, 1+1 layers of
-        width 64, prefixes as training pairs, beams of 20; minutes on 2 CPU cores.
+:base   Amazon-2014 Beauty's 8-core (803 items): residual k-means 3 x 64 on TF-IDF features made
+        unique by PSID, 1+1 layers of width 64, prefixes as training pairs, beams of 20; about four
+        minutes on 2 CPU cores. It beats content and shuffled SIDs, not successor counts nor SASRec.
         python experiments/run.py --config=experiments/configs/tiger.py
 :tiny   a made-up catalogue, needs no file.
 :h200   whole Beauty, the 13.13M-parameter generator of GRID in bf16, 20,000 updates (not run here);
@@ -95,6 +96,8 @@ def get_config(arg: str = "base") -> ConfigDict:
     settings.parse_arg(arg, VARIANTS)
     config = rec_baselines.rec_config("tiger", arg)
     config.sid = sid.sid_group()
+    if arg == "base":  # 803 items: few codes, and no digit that means nothing
+        config.sid.update({"codes": 64, "conflict": "psid_ecm"})
     config.augment = ConfigDict(
         {
             "rows": 256,
@@ -116,10 +119,10 @@ def get_config(arg: str = "base") -> ConfigDict:
             "mlp": "relu",
             "position": "t5",
             "attention": "softmax",
-            "dropout": 0.1,
+            "dropout": 0.05,
             "user_tokens": 0,
-            "separators": True,
-            "tied": False,
+            "separators": False,
+            "tied": True,
             "softmax": "digit",
             "max_items": 5,
             "dtype": "float32",
@@ -127,7 +130,7 @@ def get_config(arg: str = "base") -> ConfigDict:
             "remat": False,
         }
     )
-    config.optim = sasrec.optim_group(3e-3)
+    config.optim = sasrec.optim_group(4e-3)
     config.train.update({"steps": 2000, "save_every": 500})
     config.eval.update(
         {
@@ -175,6 +178,8 @@ def _h200(config: ConfigDict) -> None:
             "layers": 4,
             "mlp": "deep_relu",
             "dropout": 0.15,
+            "separators": True,
+            "tied": False,
             "max_items": 20,
             "dtype": "bfloat16",
         }
