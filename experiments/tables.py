@@ -26,7 +26,7 @@ if __package__ in (None, ""):  # run as a script: the checkout, not this folder,
 from experiments import settings  # noqa: E402
 from experiments.comparison import summarize  # noqa: E402
 from experiments.errors import UserError  # noqa: E402
-from experiments.report import Cell, Table, markdown_table, number  # noqa: E402
+from experiments.report import Cell, Table, markdown, markdown_table, number  # noqa: E402
 from experiments.writer import short  # noqa: E402
 
 RESULTS = ROOT / "experiments" / "results"
@@ -135,30 +135,26 @@ def runs_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table(head, rows)
 
 
-def checks_table(checks: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Conditions of the slow tests by row."""
+def check_text(check: Mapping[str, Any]) -> str:
+    """One slow test: its criterion, and a row per condition with mean ± std over seeds."""
+    names: list[str] = []
+    for result in check["conditions"].values():
+        run = result["runs"][0]
+        system = re.search(r"configs/(\w+)\.py", run["command"])
+        shown = headline(system[1], run["metrics"]) if system else []
+        names += [name for name in shown if name not in names]
     rows = []
-    for check in checks.values():
-        for condition, result in check["conditions"].items():
-            runs = result["runs"]
-            system = re.search(r"configs/(\w+)\.py", runs[0]["command"])
-            shown = headline(system[1], runs[0]["metrics"]) if system else []
-            for name in shown:
-                values = [run["metrics"][name] for run in runs]
-                plural = "seed" if len(values) == 1 else "seeds"
-                rows.append(
-                    [
-                        Cell(check["check"]),
-                        Cell(condition),
-                        Cell(name),
-                        Cell(f"{summarize(values).text(number)} ({len(values)} {plural})"),
-                        Cell(short(sum(run["wall_s"] for run in runs) / len(runs))),
-                        Cell(check["device"]),
-                        Cell(check["commit"]),
-                    ]
-                )
-    head = ("check", "condition", "metric", "ours", "wall time of a run", "device", "commit")
-    return Table(head, rows)
+    for condition, result in check["conditions"].items():
+        runs = result["runs"]
+        cells = [Cell(condition), Cell(str(len(runs)))]
+        for name in names:
+            values = [run["metrics"][name] for run in runs if name in run["metrics"]]
+            cells.append(Cell(summarize(values).text(number) if values else "not measured"))
+        wall = sum(run["wall_s"] for run in runs) / len(runs)
+        rows.append([*cells, Cell(short(wall))])
+    head = ("condition", "seeds", *names, "wall time of a run")
+    title = f"**{markdown(check['check'])}** on {check['device']}, commit {check['commit']}"
+    return f"{title}: {markdown(check['criterion'])}\n\n{markdown_table(Table(head, rows))}"
 
 
 def bench_text(bench: Mapping[str, Any]) -> str:
@@ -235,11 +231,11 @@ def compiles_text(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def blocks(found: Found) -> dict[str, str]:
     """Text of every block of README."""
-    runs, checks = runs_table(found["results"]), checks_table(found["checks"])
+    runs = runs_table(found["results"])
     shortcuts = shortcuts_table(found["shortcuts"])
     texts = {
         "results": markdown_table(runs) if runs.rows else "",
-        "checks": markdown_table(checks) if checks.rows else "",
+        "checks": "\n".join(check_text(check) for check in found["checks"].values()),
         "benches": "\n".join(bench_text(bench) for bench in found["benches"].values()),
         "compiles": compiles_text(found["compiles"]),
         "shortcuts": markdown_table(shortcuts) if shortcuts.rows else "",

@@ -43,6 +43,7 @@ BENCH = {
 }
 CHECK = {
     "check": "banyan_learns",
+    "criterion": "it learns",
     "commit": "abc",
     "device": "1 x cpu (2 cores)",
     "conditions": {
@@ -101,7 +102,9 @@ def test_bench_shows_ratios_first_and_reasons_last(tmp_path: Path) -> None:
 
 def test_checks_show_their_conditions(tmp_path: Path) -> None:
     text = tables.blocks(tables.read(write(tmp_path, banyan_learns=CHECK)))["checks"]
-    assert "| banyan\\_learns | 64 trees | d1/end/success | 0.9500 ± 0.0707 (2 seeds) |" in text
+    assert "**banyan\\_learns** on 1 x cpu (2 cores), commit abc: it learns" in text
+    assert "| condition | seeds | d1/end/success | wall time of a run |" in text
+    assert "| 64 trees | 2 | 0.9500 ± 0.0707 | 1m00s |" in text
 
 
 def test_shortcuts_are_shares(tmp_path: Path) -> None:
