@@ -464,8 +464,8 @@ def _finish(session: Session, state: State, rate: float) -> dict[str, Any]:
         pictures = asm.experiment.figures(session.records, state)
     if _is_main():
         folder.write_json(session.workdir / "results.json", results)
-        report.write_report(session.workdir, pictures, base_values(config))
-        session.writer.text(summary_text(results, session.workdir))
+        report.write_report(session.workdir, pictures, base_values(config), headline_of(config))
+        session.writer.text(summary_text(results, session.workdir, headline_of(config)))
     _sync("finished")
     return results
 
@@ -475,8 +475,18 @@ def base_values(config: ConfigDict) -> dict[str, Any]:
     return settings.to_json(settings.config_module(config.system).get_config("base"))
 
 
-def summary_text(results: Mapping[str, Any], workdir: Path) -> str:
-    rows = [f"  {k} = {v:.4f}" for k, v in sorted(results["metrics"].items())]
+def headline_of(config: ConfigDict) -> tuple[str, ...]:
+    """Metrics the config module shows first; () for all."""
+    return tuple(getattr(settings.config_module(config.system), "HEADLINE", ()))
+
+
+def summary_text(results: Mapping[str, Any], workdir: Path, headline: Sequence[str] = ()) -> str:
+    """What is printed at the end: the headline, or everything where there is none."""
+    metrics = results["metrics"]
+    shown = [k for k in headline if k in metrics] or sorted(metrics)
+    rows = [f"  {k} = {metrics[k]:.4f}" for k in shown]
+    if len(shown) < len(metrics):
+        rows.append(f"  {len(metrics) - len(shown)} more: {workdir}/results.json")
     return "\n".join([f"results of {workdir}", *rows, f"report: {workdir}/report.html"])
 
 

@@ -207,12 +207,14 @@ def read_run(workdir: str | Path) -> Run:
     )
 
 
-def results_table(results: Mapping[str, Any]) -> Table:
-    """Metrics with a number of the paper first, in bold; then the rest, in natural order."""
+def results_table(results: Mapping[str, Any], only: Sequence[str] = ()) -> Table:
+    """Metrics with a number of the paper first, in bold; then the rest, in natural order, or only
+    those that are named, as they are."""
     paper = {k: v for k, v in results.get("paper", {}).items() if k != "source"}
     source = str(results.get("paper", {}).get("source", ""))
     metrics = results.get("metrics", {})
-    names = sorted({*metrics, *paper}, key=lambda k: (k not in paper, plots.natural(k)))
+    rest = only or sorted(metrics, key=plots.natural)
+    names = list(dict.fromkeys([*sorted(paper, key=plots.natural), *rest]))
     rows = []
     for name in names:
         known = name in paper
@@ -335,7 +337,10 @@ def figure_section(title: str, figure: bytes | Rows) -> Section:
 
 
 def sections(
-    run: Run, figures: Mapping[str, bytes | Rows], base: Mapping[str, Any] | None
+    run: Run,
+    figures: Mapping[str, bytes | Rows],
+    base: Mapping[str, Any] | None,
+    headline: Sequence[str] = (),
 ) -> list[Section]:
     """The page below its header."""
     out = []
@@ -343,7 +348,11 @@ def sections(
     if results.get("metrics"):
         most = max([1, *(len(v) for v in results.get("per_seed", {}).values())])
         note = f"Mean ± sample standard deviation over {most} seeds." if most > 1 else ""
-        out.append(Section("Results", note, results_table(results)))
+        shown = [name for name in headline if name in results["metrics"]]
+        out.append(Section("Results", note, results_table(results, shown)))
+        if shown:
+            title = f"All {len(results['metrics'])} metrics"
+            out.append(Section(title, "", results_table(results), folded=True))
     else:
         out.append(Section("Results", "No results yet: the run has not reached its end."))
     out += [figure_section(title, figure) for title, figure in figures.items()]
@@ -401,12 +410,14 @@ def write_report(
     workdir: str | Path,
     figures: Mapping[str, bytes | Rows] = {},
     base_config: Mapping[str, Any] | None = None,
+    headline: Sequence[str] = (),
 ) -> None:
     """Writes report.md and report.html into a run folder, from the files that are there.
 
     Args:
         figures: {title: PNG or GIF bytes, or a table} the system adds.
         base_config: config of the system's base variant, for the difference.
+        headline: metrics shown at the top, the others folded; empty shows all.
 
     Raises:
         UserError: no run folder, or a damaged file.
@@ -414,7 +425,7 @@ def write_report(
     """
     run = read_run(workdir)
     name = f"{run.config.get('system', '?')}:{run.config.get('variant', '?')}"
-    header, parts = facts(run), sections(run, figures, base_config)
+    header, parts = facts(run), sections(run, figures, base_config, headline)
     cards = "".join(
         f"<div class=card><b>{escape(k)}</b>"
         + (f"<span class=warn>{escape(v)}</span>" if "+dirty" in v else escape(v))

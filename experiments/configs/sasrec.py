@@ -48,7 +48,18 @@ GROUPS = {
     "eval": rec_baselines.RecEval,
 }
 VARIANTS = ("base", "tiny", "h200", "paper")
-HEADLINE = ("test/recall@10", "test/ndcg@10", "successor/test/recall@10", "content/test/recall@10")
+HEADLINE = (
+    "test/recall@5",
+    "test/ndcg@5",
+    "test/recall@10",
+    "test/ndcg@10",
+    "popularity/test/recall@10",
+    "successor/test/recall@10",
+    "cooccurrence/test/recall@10",
+    "item_knn/test/recall@10",
+    "content/test/recall@10",
+    "bayes/test/recall@10",
+)
 
 
 def optim_group(lr: float) -> ConfigDict:

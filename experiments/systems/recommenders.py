@@ -202,7 +202,7 @@ def judge(
     out[f"{side}/coverage@10"] = metrics.coverage(items[:, :10], queries.history.num_items)
     if side != "test":
         return out
-    out |= artifacts["rows"]
+    out |= {key: value for key, value in artifacts["rows"].items() if "/test/" in key}
     plus = np.asarray(artifacts["plus"], bool)
     groups = reachability.groups(plus) | metrics.bucket_groups(
         np.asarray(artifacts["popularity"]), queries.targets

@@ -74,7 +74,9 @@ def card_rows(card: Mapping[str, Any]) -> Rows:
         "ascending_pairs: neighbours of a row whose raw names ascend. Far above .5, events of the "
         "same time stand in name order, and counting successors profits from it."
     )
-    return Rows(("", "value"), tuple((k, str(v)) for k, v in card.items()), note)
+    plain = {k: v if isinstance(v, int | float) else str(v) for k, v in card.items()}
+    plain |= {k: str(v) for k, v in card.items() if isinstance(v, bool)}
+    return Rows(("", "value"), tuple(plain.items()), note)
 
 
 def groups_picture(title: str, found: Mapping[str, Any], prefixes: Mapping[str, str]) -> bytes:
