@@ -178,11 +178,13 @@ def test_meshes_agree_and_shard_for_real() -> None:
     assert np.ptp(losses[1, 1]) > 1e-4  # the losses do move
 
 
-def on_devices(config: Any, mesh: tuple[int, int], count: int) -> loop.Assembly:
+def on_devices(
+    config: Any, mesh: tuple[int, int], count: int, artifacts: Any = None
+) -> loop.Assembly:
     """`loop.assemble` on the first `count` devices."""
     devices = np.array(jax.devices()[:count]).reshape(mesh)
     axes = (jax.sharding.AxisType.Auto,) * 2
-    asm = loop.assemble(config)
+    asm = loop.assemble(config, artifacts)
     small = jax.sharding.Mesh(devices, sharding.AXES, axis_types=axes)
     shards = sharding.shardings(small, asm.experiment.rules, asm.abstract)
     return asm._replace(mesh=small, shardings=shards)

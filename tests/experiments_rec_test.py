@@ -34,20 +34,14 @@ def assembled(**changes: Any) -> loop.Assembly:
 def test_devices_agree() -> None:
     """Losses and updated parameters on 8 devices are those of one, pairs being drawn on them."""
     found = {}
-    for mesh, count in (((1, 1), 1), ((8, 1), 8), ((4, 2), 8)):
-        asm = assembled()
-        small = on_devices(tiny("tiger", **SMALL), mesh, count)
-        asm = asm._replace(mesh=small.mesh, shardings=small.shardings)
+    for mesh, count in (((1, 1), 1), ((8, 1), 8)):
+        asm = on_devices(tiny("tiger", **SMALL), mesh, count, artifacts())
         state, metrics = run_steps(asm, 3)
-        assert asm.experiment.batch is not None
         found[mesh] = ([m["loss"] for m in metrics], jax.device_get(state["params"]))
     losses, params = found[1, 1]
     assert np.ptp(losses) > 1e-3
-    for mesh in ((8, 1), (4, 2)):
-        np.testing.assert_allclose(found[mesh][0], losses, rtol=1e-5)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found[mesh][1], params
-        )
+    np.testing.assert_allclose(found[8, 1][0], losses, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found[8, 1][1], params)
 
 
 def test_a_wrong_sid_table_is_refused() -> None:
