@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from experiments import comparison, plots, report, settings
+from experiments.contract import Rows
 from experiments.errors import UserError
 from experiments.writer import open_writer
 
@@ -169,6 +170,21 @@ def test_header_timing_and_config_difference(full: Path) -> None:
     difference = [row for row in page.rows if row[0] == "optim.lr"]
     assert ["optim.lr", "0.01", "0.1"] in difference
     assert ["optim.note"] not in [row[:1] for row in page.rows if len(row) == 3]
+
+
+def test_tables_of_a_system_and_the_headline(tmp_path: Path) -> None:
+    """Cells are escaped text or right-aligned numbers; only the headline is not folded."""
+    path = run_folder(tmp_path)
+    table = Rows(("who", "how much"), ((EVIL, 0.5), ("we", 0.25)), "note " + EVIL)
+    report.write_report(path, {"Side by side": table}, headline=("test/recall@5", "absent"))
+    text = (path / "report.html").read_text()
+    page = Page(text)
+    assert_harmless(page)
+    assert [EVIL, "0.5000"] in page.rows and ["we", "0.2500"] in page.rows
+    shown, folded = text.split("<details>", 1)
+    assert ">test/recall@5<" in shown and EVIL not in shown.split("Side by side")[0]
+    assert f"All {len(METRICS)} metrics" in folded
+    assert "| we | 0.2500 |" in (path / "report.md").read_text()
 
 
 def test_a_run_that_has_only_begun_gets_a_page(tmp_path: Path) -> None:
