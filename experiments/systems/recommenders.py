@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from experiments import data
 from experiments.errors import UserError
-from rec import metrics, text
+from rec import augment, metrics, text
 from rec.baselines import evaluation as baselines
 from rec.baselines import reachability, scorers
 from rec.data import cards, embeddings, own, planted, reading
@@ -171,6 +171,29 @@ def one_seed(config: ConfigDict) -> None:
             f"config.num_seeds={config.num_seeds}: {config.system} has one seed per run; start one "
             "with each --config.seed=... and compare them: --mode=report DIR DIR"
         )
+
+
+def exponents_of(pairs: Any) -> augment.Exponents:
+    """Exponents of one of the named strategies, or those of the config."""
+    fixed = {
+        "last_target": augment.LAST_TARGET,
+        "prefixes": augment.PREFIXES,
+        "windows": augment.WINDOWS,
+    }
+    return fixed.get(pairs.pairs, augment.Exponents(pairs.alpha, pairs.beta, pairs.gamma))
+
+
+def pair_batch(tables: augment.Tables, rows: int) -> dict[str, np.ndarray]:
+    """What the device draws pairs from: the tables, row numbers, and an array as long as the
+    longest user, for its static shape. The same objects at every step, so sent once."""
+    longest = np.zeros(int(np.asarray(tables.lengths).max()), np.int8)
+    own = {name: np.asarray(value) for name, value in tables._asdict().items()}
+    return {"row": np.arange(rows, dtype=np.int32), "longest": longest, **own}
+
+
+def rows_of(batch: dict[str, np.ndarray], rows: tuple[int, int] | None) -> dict[str, np.ndarray]:
+    """The batch, or a host's part of its rows."""
+    return batch if rows is None else {**batch, "row": batch["row"][rows[0] : rows[1]]}
 
 
 def queries_of(split: Split, side: str, rows: int) -> Queries:

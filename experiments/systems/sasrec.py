@@ -63,7 +63,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         return {"step": jnp.int32(0), "key": key, "params": params, "opt_state": tx.init(params)}
 
     draw = _positions_of if pairs.pairs == "positions" else _pair_of
-    exponents = exponents_of(pairs)
+    exponents = recommenders.exponents_of(pairs)
 
     def step(state: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[dict, dict]:
         key = jax.random.fold_in(state["key"], state["step"])
@@ -87,7 +87,9 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
                 raise recommenders.UserError("no user has two training items")
             row = np.arange(pairs.rows, dtype=np.int32)
             return {"row": row, **positions(train, users, cfg.max_items)}
-        return pair_batch(augment.strategy(train, pairs.pairs, exponents)[0], pairs.rows)
+        return recommenders.pair_batch(
+            augment.strategy(train, pairs.pairs, exponents)[0], pairs.rows
+        )
 
     score = jax.jit(functools.partial(sasrec.scores_of, model))
     ranker = Ranker(score, cfg.max_items)
@@ -124,7 +126,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     return Experiment(
         init=init,
         step=step,
-        batch=lambda step, rows=None: rows_of(tables(), rows),
+        batch=lambda step, rows=None: recommenders.rows_of(tables(), rows),
         evaluate=evaluate,
         rules=RULES,
         selectable=("valid/recall@5", "valid/recall@10", "valid/ndcg@5", "valid/ndcg@10"),
@@ -135,29 +137,6 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
             )
         },
     )
-
-
-def exponents_of(pairs: Any) -> augment.Exponents:
-    """Exponents of one of the named strategies, or those of the config."""
-    fixed = {
-        "last_target": augment.LAST_TARGET,
-        "prefixes": augment.PREFIXES,
-        "windows": augment.WINDOWS,
-    }
-    return fixed.get(pairs.pairs, augment.Exponents(pairs.alpha, pairs.beta, pairs.gamma))
-
-
-def pair_batch(tables: augment.Tables, rows: int) -> dict[str, np.ndarray]:
-    """What the device draws pairs from: the tables, row numbers, and an array as long as the
-    longest user, for its static shape. The same objects at every step, so sent once."""
-    longest = np.zeros(int(np.asarray(tables.lengths).max()), np.int8)
-    own = {name: np.asarray(value) for name, value in tables._asdict().items()}
-    return {"row": np.arange(rows, dtype=np.int32), "longest": longest, **own}
-
-
-def rows_of(batch: dict[str, np.ndarray], rows: tuple[int, int] | None) -> dict[str, np.ndarray]:
-    """The batch, or a host's part of its rows."""
-    return batch if rows is None else {**batch, "row": batch["row"][rows[0] : rows[1]]}
 
 
 def _positions_of(

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from experiments import settings
 from experiments.contract import Experiment
 from experiments.errors import UserError
-from experiments.systems import recommenders, recommenders_figures, sasrec, sid
+from experiments.systems import recommenders, recommenders_figures, sid
 from rec import augment, genpas, metrics, training
 from rec.data import sequences as seq
 from rec.data.sequences import Queries
@@ -89,7 +89,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     model, tx = Tiger(cfg, sizes), training.optimizer(groups["optim"])
     exponents = augment.Exponents(*artifacts["exponents"])
     if pairs.pairs != "genpas":
-        exponents = sasrec.exponents_of(pairs)
+        exponents = recommenders.exponents_of(pairs)
 
     def init(key: jax.Array) -> dict[str, Any]:
         one = jnp.zeros((1, 1, len(sizes)), jnp.int32)
@@ -130,7 +130,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     @functools.cache
     def batch() -> dict[str, np.ndarray]:
         made = augment.strategy(loaded().split.train, pairs.pairs, exponents)[0]
-        return sasrec.pair_batch(made, pairs.rows) | {"sids": sids}
+        return recommenders.pair_batch(made, pairs.rows) | {"sids": sids}
 
     decoder = Decoder(model, sids, evaluation, cfg.max_items)
     whole = jax.jit(
@@ -189,7 +189,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     return Experiment(
         init=init,
         step=step,
-        batch=lambda step, rows=None: sasrec.rows_of(batch(), rows),
+        batch=lambda step, rows=None: recommenders.rows_of(batch(), rows),
         evaluate=evaluate,
         rules=RULES,
         selectable=("valid/recall@5", "valid/recall@10", "valid/ndcg@5", "valid/ndcg@10",
