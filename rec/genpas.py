@@ -11,9 +11,11 @@ target, discrimination that over pairs with different ones, and the score is the
 import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 
@@ -51,6 +53,15 @@ def histories(items: np.ndarray, mask: np.ndarray, num_items: int) -> scipy.spar
     return scipy.sparse.csr_array(found.multiply((1 / np.maximum(norms, 1e-12))[:, None]))
 
 
+@partial(jax.jit, static_argnames=("longest", "max_items"))
+def _draw(
+    keys: jax.Array, tables: augment.Tables, exponents: Exponents, longest: int, max_items: int
+) -> dict[str, jax.Array]:
+    """Training rows, one per key."""
+    draw = lambda key: augment.example(key, tables, exponents, longest, max_items)
+    return jax.vmap(draw)(keys)
+
+
 def ratio(
     train: Sequences, valid: Queries, exponents: Exponents, max_items: int, seed: int
 ) -> float:
@@ -59,10 +70,9 @@ def ratio(
     tables = augment.genpas_tables(train, exponents.alpha)
     longest = int(tables.lengths.max())
     keys = jax.random.split(jax.random.key(seed), DRAWS)
-    draw = jax.jit(
-        jax.vmap(lambda key: augment.example(key, tables, exponents, longest, max_items))
-    )
-    drawn = {k: np.asarray(v) for k, v in draw(keys).items()}
+    traced = Exponents(*map(jnp.float32, exponents))  # one program for all configurations
+    found = _draw(keys, tables, traced, longest, max_items)
+    drawn = {k: np.asarray(v) for k, v in found.items()}
     ours = histories(drawn["items"], drawn["mask"], train.num_items)
     limit = int(valid.history.lengths.max())
     theirs = histories(*newest(valid.history, limit), train.num_items)

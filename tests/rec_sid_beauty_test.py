@@ -117,6 +117,7 @@ def test_the_catalogue_is_a_trie(data_root: Path) -> None:
     assert np.asarray(trie.walk(tree, shape, jnp.asarray(sids[:100]))).min() >= 0
 
 
+@pytest.mark.slow
 def test_rq_vae_uses_its_codes_and_the_published_recipe_collapses(data_root: Path) -> None:
     """Standardised features, k-means and resets against raw ones, random codes and Adagrad 0.4."""
     x = features(data_root)

@@ -11,7 +11,7 @@ import difflib
 import functools
 import json
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from rec.data.events import Policy
 from rec.data.sequences import Corpus, Queries, Split
 
 KS = (5, 10)
+SELECTABLE = tuple(f"valid/{name}@{k}" for name in ("recall", "ndcg") for k in KS)
 TEXT_WIDTH = 90
 NO_FILES = "  without files: the variant :tiny, or --config.data.format=planted"
 
@@ -309,13 +310,22 @@ def leave_out(items: np.ndarray, scores: np.ndarray, history: np.ndarray) -> Ans
     return Answer(items[keep], scores[keep])
 
 
+def make_lists(
+    loaded: Callable[[], Loaded], answer: Callable[[Any, np.ndarray], Answer]
+) -> Callable[[Mapping[str, Any]], list[tuple[np.ndarray, int, np.ndarray]]]:
+    """state -> (history, target, recommended items) of three test users, evenly spaced."""
+
+    def lists(state: Mapping[str, Any]) -> list[tuple[np.ndarray, int, np.ndarray]]:
+        queries, out = loaded().split.test, []
+        for row in np.linspace(0, len(queries.targets) - 1, 3).astype(int).tolist():
+            history = queries.history.of(row)
+            out.append((history, int(queries.targets[row]), answer(state, history).items))
+        return out
+
+    return lists
+
+
 def as_group(cls: type, values: ConfigDict) -> Any:
     """A dataclass from those leaves of a group that are its fields."""
     names = [field.name for field in dataclasses.fields(cls)]
     return cls(**{name: values[name] for name in names})
-
-
-def chosen_histories(queries: Queries, count: int) -> Sequence[int]:
-    """Rows of a few queries, evenly spaced, for the report."""
-    at = np.linspace(0, len(queries.targets) - 1, min(count, len(queries.targets)))
-    return at.astype(int).tolist()

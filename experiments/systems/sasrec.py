@@ -114,22 +114,14 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         order = np.argsort(-scores, kind="stable")[: evaluation.top + len(history)]
         return recommenders.leave_out(order.astype(np.int32), scores[order], history)
 
-    def lists(state: Mapping[str, Any]) -> list[tuple[np.ndarray, int, np.ndarray]]:
-        queries = loaded().split.test
-        few = recommenders.chosen_histories(queries, 3)
-        histories = [queries.history.of(int(q)) for q in few]
-        return [
-            (h, int(queries.targets[q]), answer(state, h).items)
-            for q, h in zip(few, histories, strict=True)
-        ]
-
+    lists = recommenders.make_lists(loaded, answer)
     return Experiment(
         init=init,
         step=step,
         batch=lambda step, rows=None: recommenders.rows_of(tables(), rows),
         evaluate=evaluate,
         rules=RULES,
-        selectable=("valid/recall@5", "valid/recall@10", "valid/ndcg@5", "valid/ndcg@10"),
+        selectable=recommenders.SELECTABLE,
         figures=recommenders_figures.make_ranker_figures(config, artifacts, lists),
         actions={
             "recommend": recommenders.make_recommend(

@@ -90,19 +90,44 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     exponents = augment.Exponents(*artifacts["exponents"])
     if pairs.pairs != "genpas":
         exponents = recommenders.exponents_of(pairs)
+    judged = Evaluation(config, artifacts, evaluation, Decoder(model, sids, evaluation), loaded)
+
+    @functools.cache
+    def batch() -> dict[str, np.ndarray]:
+        made = augment.strategy(loaded().split.train, pairs.pairs, exponents)[0]
+        return recommenders.pair_batch(made, pairs.rows) | {"sids": sids}
+
+    recommend = recommenders.make_recommend(artifacts, evaluation.top, cfg.max_items, judged.answer)
+    lists = recommenders.make_lists(loaded, judged.answer)
+    return Experiment(
+        init=make_init(model, tx, hashed),
+        step=make_step(model, tx, exponents),
+        batch=lambda step, rows=None: recommenders.rows_of(batch(), rows),
+        evaluate=judged.metrics,
+        rules=RULES,
+        selectable=(*recommenders.SELECTABLE, "valid/loss"),
+        figures=recommenders_figures.make_ranker_figures(config, artifacts, lists),
+        actions={"recommend": recommend},
+    )
+
+
+def make_init(model: Tiger, tx: Any, hashed: np.ndarray) -> Any:
+    """key -> state; sid_sha256 says which SIDs the parameters speak."""
 
     def init(key: jax.Array) -> dict[str, Any]:
-        one = jnp.zeros((1, 1, len(sizes)), jnp.int32)
+        one = jnp.zeros((1, 1, len(model.sizes)), jnp.int32)
         params = model.init(
             jax.random.fold_in(key, 0), one, jnp.ones((1, 1), bool), one[0, 0, :1], one[0]
         )["params"]
-        return {
-            "step": jnp.int32(0),
-            "key": key,
-            "params": params,
-            "opt_state": tx.init(params),
-            "sid_sha256": jnp.asarray(hashed),  # which SIDs these parameters speak
-        }
+        own = {"params": params, "opt_state": tx.init(params)}
+        return {"step": jnp.int32(0), "key": key, **own, "sid_sha256": jnp.asarray(hashed)}
+
+    return init
+
+
+def make_step(model: Tiger, tx: Any, exponents: augment.Exponents) -> Any:
+    """(state, batch) -> (state, metrics); every row draws its pair with a key of its own."""
+    cfg = model.cfg
 
     def step(state: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[dict, dict]:
         key = jax.random.fold_in(state["key"], state["step"])
@@ -127,85 +152,64 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         new = {**state, "step": state["step"] + 1, "params": params, "opt_state": opt_state}
         return new, found
 
-    @functools.cache
-    def batch() -> dict[str, np.ndarray]:
-        made = augment.strategy(loaded().split.train, pairs.pairs, exponents)[0]
-        return recommenders.pair_batch(made, pairs.rows) | {"sids": sids}
+    return step
 
-    decoder = Decoder(model, sids, evaluation, cfg.max_items)
-    whole = jax.jit(
-        functools.partial(exact.exact_scores, model, normaliser=evaluation.normaliser),
-        static_argnames="shape",
-    )
 
-    def speaks(state: Mapping[str, Any]) -> Any:
-        """Parameters, if they were trained with these SIDs."""
-        if not np.array_equal(np.asarray(state["sid_sha256"]), hashed):
-            raise UserError(
-                "the checkpoint was trained with another SID table than the one beside it: its "
-                f"hash begins with {np.asarray(state['sid_sha256']).tobytes()[:6].hex()}, the "
-                f"table's with {hashed.tobytes()[:6].hex()}"
-            )
-        return state["params"]
+class Evaluation:
+    """Metrics and answers of a state, after its SIDs were compared with the table's."""
 
-    def evaluate(state: Mapping[str, Any], split: str) -> dict[str, Any]:
-        params, parts = speaks(state), loaded().split
-        queries = recommenders.queries_of(parts, split, evaluation.rows)
-        values = bucket_values(config, artifacts, parts.train, queries, cfg.max_items)
-        found = decoder(params, queries, values)
-        kept = policies.unseen(found.items, *seq.newest(queries.history, longest_of(queries)))
-        ranks = metrics.rank_in_list(kept, queries.targets)
-        out = recommenders.judge(split, queries, ranks, kept, artifacts, parts, evaluation.draws)
-        out[f"{split}/loss"] = decoder.loss(params, queries)
+    def __init__(
+        self,
+        config: ConfigDict,
+        artifacts: Mapping[str, Any],
+        evaluation: Any,
+        decoder: "Decoder",
+        loaded: Any,
+    ) -> None:
+        self._config, self._artifacts, self._evaluation = config, artifacts, evaluation
+        self._decoder, self._loaded = decoder, loaded
+
+    def metrics(self, state: Mapping[str, Any], split: str) -> dict[str, Any]:
+        """Of the beams, history masked and not; at the test also of the whole catalogue, where
+        config.eval.exact asks for it."""
+        params, parts = self._speaks(state), self._loaded().split
+        queries = recommenders.queries_of(parts, split, self._evaluation.rows)
+        found = self._decoder(params, queries, self._values(parts.train, queries))
+        longest = int(queries.history.lengths.max())
+        kept = policies.unseen(found.items, *seq.newest(queries.history, longest))
+        ranks, draws = metrics.rank_in_list(kept, queries.targets), self._evaluation.draws
+        out = recommenders.judge(split, queries, ranks, kept, self._artifacts, parts, draws)
+        out[f"{split}/loss"] = self._decoder.loss(params, queries)
         out |= beam_metrics(split, queries, found.items)
-        if split == "test" and evaluation.exact:
-            scores = decoder.in_batches(
-                lambda *inputs: whole(
-                    params, *inputs, sids, trie=decoder.trie, shape=decoder.shape
-                ),
-                queries,
-            )
+        if split == "test" and self._evaluation.exact:
+            scores = self._decoder.exact(params, queries)
             ranks = metrics.ranks(scores, queries.targets, queries.history)
             out |= metrics.summarise(ranks, recommenders.KS, "test/", "/exact")
             sampled = metrics.uniform_ranks(scores, queries.targets, queries.history)
             out |= metrics.summarise(sampled, recommenders.KS, "test/", "/uni100")
         return out
 
-    def answer(state: Mapping[str, Any], history: np.ndarray) -> recommenders.Answer:
-        one = Queries(np.zeros(1, np.int32), seq.pack([history], len(sids)), np.zeros(1, np.int32))
-        values = bucket_values(config, artifacts, None, one, cfg.max_items)
-        found = decoder(speaks(state), one, values)
+    def answer(self, state: Mapping[str, Any], history: np.ndarray) -> recommenders.Answer:
+        """Items after one history int32 [T], without those in it."""
+        rows = seq.pack([history], len(self._artifacts["items"]))
+        one = Queries(np.zeros(1, np.int32), rows, np.zeros(1, np.int32))
+        found = self._decoder(self._speaks(state), one, self._values(None, one))
         return recommenders.leave_out(found.items[0], found.scores[0], history)
 
-    def lists(state: Mapping[str, Any]) -> list[tuple[np.ndarray, int, np.ndarray]]:
-        queries = loaded().split.test
-        few = recommenders.chosen_histories(queries, 3)
-        return [
-            (queries.history.of(int(q)), int(queries.targets[q]),
-             answer(state, queries.history.of(int(q))).items)
-            for q in few
-        ]  # fmt: skip
+    def _values(self, train: Any, queries: Queries) -> np.ndarray:
+        limit = self._config.model.max_items
+        return bucket_values(self._config, self._artifacts, train, queries, limit)
 
-    return Experiment(
-        init=init,
-        step=step,
-        batch=lambda step, rows=None: recommenders.rows_of(batch(), rows),
-        evaluate=evaluate,
-        rules=RULES,
-        selectable=("valid/recall@5", "valid/recall@10", "valid/ndcg@5", "valid/ndcg@10",
-                    "valid/loss"),
-        figures=recommenders_figures.make_ranker_figures(config, artifacts, lists),
-        actions={
-            "recommend": recommenders.make_recommend(
-                artifacts, evaluation.top, cfg.max_items, answer
+    def _speaks(self, state: Mapping[str, Any]) -> Any:
+        """Parameters, if they were trained with these SIDs."""
+        theirs = np.asarray(state["sid_sha256"]).tobytes().hex()
+        ours = self._artifacts["sid"]["sha256"]
+        if theirs != ours:
+            raise UserError(
+                "the checkpoint was trained with another SID table than the one beside it: its "
+                f"hash begins with {theirs[:12]}, the table's with {ours[:12]}"
             )
-        },
-    )  # fmt: skip
-
-
-def longest_of(queries: Queries) -> int:
-    """Items of the longest history."""
-    return int(queries.history.lengths.max())
+        return state["params"]
 
 
 def beam_metrics(split: str, queries: Queries, items: np.ndarray) -> dict[str, float]:
@@ -246,17 +250,17 @@ def bucket_values(
 class Decoder:
     """Beams and items of queries, in batches of one compiled size."""
 
-    def __init__(self, model: Tiger, sids: np.ndarray, evaluation: Any, limit: int) -> None:
-        self.trie, self.shape = tries.build(sids, model.sizes)
-        self._sids, self._limit, self._batch = sids, limit, evaluation.batch
-        window = policies.largest_bucket(self.trie)
+    def __init__(self, model: Tiger, sids: np.ndarray, evaluation: Any) -> None:
+        self._trie, shape = tries.build(sids, model.sizes)
+        self._sids, self._limit, self._batch = sids, model.cfg.max_items, evaluation.batch
+        window = policies.largest_bucket(self._trie)
         per_sid = min(evaluation.per_sid, window)
 
         @jax.jit
         def decode(params: Any, trie: Any, values: jax.Array, *inputs: jax.Array) -> Any:
             history, mask, users = inputs
             found = beam.search(
-                model, params, history, mask, users, trie, shape=self.shape,
+                model, params, history, mask, users, trie, shape=shape,
                 beams=evaluation.beams, normaliser=evaluation.normaliser,
                 constrained=evaluation.constrained,
             )  # fmt: skip
@@ -273,6 +277,10 @@ class Decoder:
             return -found.sum(axis=1)
 
         self._decode, self._nats = decode, nats
+        whole = functools.partial(
+            exact.exact_scores, model, shape=shape, normaliser=evaluation.normaliser
+        )
+        self._whole = jax.jit(whole)
 
     def __call__(self, params: Any, queries: Queries, values: np.ndarray) -> recommenders.Answer:
         """Lists [Q, K] and scores of their beams, history not masked."""
@@ -282,7 +290,7 @@ class Decoder:
             if values.ndim == 2:
                 own = values[start : start + real]
                 own = np.pad(own, ((0, len(inputs[0]) - real), (0, 0)))
-            found, score = self._decode(params, self.trie, own, *inputs)
+            found, score = self._decode(params, self._trie, own, *inputs)
             items.append(np.asarray(found)[:real])
             scores.append(np.asarray(score)[:real])
         return recommenders.Answer(np.concatenate(items), np.concatenate(scores))
@@ -296,9 +304,12 @@ class Decoder:
             out.append(np.asarray(self._nats(params, *inputs, own))[:real])
         return float(np.concatenate(out).mean())
 
-    def in_batches(self, score: Any, queries: Queries) -> np.ndarray:
-        """[Q, N] of a function of (history, mask, users)."""
-        parts = [np.asarray(score(*inputs))[:real] for _, inputs, real in self._parts(queries)]
+    def exact(self, params: Any, queries: Queries) -> np.ndarray:
+        """Scores of the whole catalogue, float32 [Q, N]."""
+        parts = [
+            np.asarray(self._whole(params, *inputs, self._sids, trie=self._trie))[:real]
+            for _, inputs, real in self._parts(queries)
+        ]
         return np.concatenate(parts)
 
     def _parts(self, queries: Queries) -> Any:
