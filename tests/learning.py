@@ -47,6 +47,14 @@ def train(workdir: Path, system: str, seed: int, *options: str) -> dict[str, Any
     return {**results, "versions": versions, "command": "python " + " ".join(words)}
 
 
+def place(folder: Path, system: str, name: str, seed: int) -> Path:
+    """Where the run of a condition and seed lies: below `folder`, or $SLOW_RUNS where it is set."""
+    home = (
+        Path(os.environ["SLOW_RUNS"]).absolute() / system if "SLOW_RUNS" in os.environ else folder
+    )
+    return home / f"{re.sub('[^a-z0-9.]+', '-', name)}-s{seed}"
+
+
 def train_all(
     folder: Path, system: str, conditions: Mapping[str, Sequence[str]], seeds: Sequence[int] = SEEDS
 ) -> dict[str, list[dict[str, Any]]]:
@@ -55,8 +63,7 @@ def train_all(
 
     def one(job: tuple[str, int]) -> dict[str, Any]:
         name, seed = job
-        place = folder / f"{re.sub('[^a-z0-9.]+', '-', name)}-s{seed}"
-        return train(place, system, seed, *conditions[name])
+        return train(place(folder, system, name, seed), system, seed, *conditions[name])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = dict(zip(jobs, pool.map(one, jobs), strict=True))

@@ -90,7 +90,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     exponents = augment.Exponents(*artifacts["exponents"])
     if pairs.pairs != "genpas":
         exponents = recommenders.exponents_of(pairs)
-    judged = Evaluation(config, artifacts, evaluation, Decoder(model, sids, evaluation), loaded)
+    judged = evaluation_of(config, artifacts)
 
     @functools.cache
     def batch() -> dict[str, np.ndarray]:
@@ -109,6 +109,15 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         figures=recommenders_figures.make_ranker_figures(config, artifacts, lists),
         actions={"recommend": recommend},
     )
+
+
+def evaluation_of(config: ConfigDict, artifacts: Mapping[str, Any]) -> "Evaluation":
+    """How states of this config are judged."""
+    groups = settings.groups(config)
+    sids, sizes = checked_sids(artifacts)
+    decoder = Decoder(Tiger(groups["model"], sizes), sids, groups["eval"])
+    loaded = recommenders.lazily(config, artifacts)
+    return Evaluation(config, artifacts, groups["eval"], decoder, loaded)
 
 
 def make_init(model: Tiger, tx: Any, hashed: np.ndarray) -> Any:
@@ -172,15 +181,12 @@ class Evaluation:
     def metrics(self, state: Mapping[str, Any], split: str) -> dict[str, Any]:
         """Of the beams, history masked and not; at the test also of the whole catalogue, where
         config.eval.exact asks for it."""
-        params, parts = self._speaks(state), self._loaded().split
-        queries = recommenders.queries_of(parts, split, self._evaluation.rows)
-        found = self._decoder(params, queries, self._values(parts.train, queries))
-        longest = int(queries.history.lengths.max())
-        kept = policies.unseen(found.items, *seq.newest(queries.history, longest))
-        ranks, draws = metrics.rank_in_list(kept, queries.targets), self._evaluation.draws
+        params, parts, draws = self._speaks(state), self._loaded().split, self._evaluation.draws
+        queries, items, kept = self.lists(state, split)
+        ranks = metrics.rank_in_list(kept, queries.targets)
         out = recommenders.judge(split, queries, ranks, kept, self._artifacts, parts, draws)
         out[f"{split}/loss"] = self._decoder.loss(params, queries)
-        out |= beam_metrics(split, queries, found.items)
+        out |= beam_metrics(split, queries, items)
         if split == "test" and self._evaluation.exact:
             scores = self._decoder.exact(params, queries)
             ranks = metrics.ranks(scores, queries.targets, queries.history)
@@ -188,6 +194,15 @@ class Evaluation:
             sampled = metrics.uniform_ranks(scores, queries.targets, queries.history)
             out |= metrics.summarise(sampled, recommenders.KS, "test/", "/uni100")
         return out
+
+    def lists(self, state: Mapping[str, Any], split: str) -> tuple[Queries, np.ndarray, np.ndarray]:
+        """Queries and their items int32 [Q, K], as decoded and with the history taken out."""
+        parts = self._loaded().split
+        queries = recommenders.queries_of(parts, split, self._evaluation.rows)
+        values = self._values(parts.train, queries)
+        items = self._decoder(self._speaks(state), queries, values).items
+        longest = int(queries.history.lengths.max())
+        return queries, items, policies.unseen(items, *seq.newest(queries.history, longest))
 
     def answer(self, state: Mapping[str, Any], history: np.ndarray) -> recommenders.Answer:
         """Items after one history int32 [T], without those in it."""
