@@ -7,8 +7,9 @@ XL text); TIGER's own .0454 / .0648 / .0321 / .0384 [secondary]. Counting the su
 item, without training, reaches .0513 / .0668 / .0389 / .0439 there: every run prints that too.
 
 :base   Amazon-2014 Beauty's 8-core (803 items): residual k-means 3 x 64 on TF-IDF features made
-        unique by PSID, 1+1 layers of width 64, prefixes as training pairs, beams of 20; about four
-        minutes on 2 CPU cores. It beats content and shuffled SIDs, not successor counts nor SASRec.
+        unique by PSID, 1+1 layers of width 64, prefixes as training pairs, beams of 20; five to ten
+        minutes on 2 busy CPU cores. Measured: recall@10 .167 over three seeds, above content (.122)
+        and shuffled SIDs (.125), below successor counts (.230) and SASRec (.337).
         python experiments/run.py --config=experiments/configs/tiger.py
 :tiny   a made-up catalogue, needs no file.
 :h200   whole Beauty, the 13.13M-parameter generator of GRID in bf16, 20,000 updates (not run here);
