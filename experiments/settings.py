@@ -39,6 +39,15 @@ def check_select(select: tuple[str, str]) -> None:
         )
 
 
+def one_seed(config: ConfigDict) -> None:
+    """Raises ValueError for several seeds side by side, where a system trains one."""
+    if config.num_seeds != 1:
+        raise ValueError(
+            f"config.num_seeds={config.num_seeds}: {config.system} trains one seed per run; start "
+            "one with each --config.seed=... and compare them: --mode=report DIR DIR"
+        )
+
+
 @dataclass(frozen=True)
 class Train:
     """steps: updates in all; save_every: steps between checkpoints."""

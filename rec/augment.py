@@ -27,9 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rec.data.sequences import Sequences
+from rec.names import STRATEGIES
 
 INFINITE = 1e6
-STRATEGIES = ("last_target", "prefixes", "windows", "genpas")
 
 
 class Pairs(NamedTuple):

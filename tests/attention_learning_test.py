@@ -6,20 +6,14 @@ operator, fixed before the runs. Each check leaves a dated file in experiments/r
 """
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from attention.names import KINDS
-from tests.learning import leave, train, train_all
+from tests.learning import leave, mean, train, train_all
 
 pytestmark = pytest.mark.slow
 LAYERS = 4
-
-
-def mean(runs: list[dict[str, Any]], name: str) -> float:
-    return float(np.mean([run["metrics"][name] for run in runs]))
 
 
 @pytest.mark.data

@@ -95,3 +95,8 @@ def leave(name: str, criterion: str, runs: dict[str, list[dict[str, Any]]]) -> N
             "conditions": conditions,
         },
     )
+
+
+def mean(runs: list[dict[str, Any]], name: str) -> float:
+    """Of a metric over runs."""
+    return float(np.mean([run["metrics"][name] for run in runs]))

@@ -14,8 +14,7 @@ import pytest
 from experiments import checkpoint, loop
 from experiments.systems import tiger
 from rec import metrics
-from tests.attention_learning_test import mean
-from tests.learning import leave, place, train_all
+from tests.learning import leave, mean, place, train_all
 
 pytestmark = pytest.mark.slow
 FROZEN = 0.85  # of what three seeds gave when this was calibrated

@@ -10,30 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.benches import rec
 from rec.models import tiger
 from rec.models.config import TigerConfig
 from rec.models.tiger import Tiger
 
-PAPER = TigerConfig(
-    layout="encoder_decoder",
-    width=128,
-    heads=6,
-    head_dim=64,
-    mlp_width=1024,
-    layers=4,
-    mlp="relu",
-    position="t5",
-    attention="softmax",
-    dropout=0.1,
-    user_tokens=0,
-    separators=False,
-    tied=True,
-    softmax="digit",
-    max_items=20,
-    dtype="float32",
-    scan=True,
-    remat=False,
-)
+PAPER = dataclasses.replace(rec.CONFIG, dropout=0.1, softmax="digit", scan=True)
 SMALL = dataclasses.replace(
     PAPER, width=16, heads=2, head_dim=8, mlp_width=24, layers=2, dropout=0.0, user_tokens=5
 )

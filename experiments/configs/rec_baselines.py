@@ -18,16 +18,9 @@ from dataclasses import dataclass
 from ml_collections import ConfigDict
 
 from experiments import settings
+from rec.data import reading
 
-FORMATS = (
-    "amazon2014",
-    "reviews2014",
-    "reviews2023",
-    "movielens",
-    "letter",
-    "own",
-    "planted",
-)
+FORMATS = tuple(reading.FORMATS)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from experiments import settings
 from experiments.configs import rec_baselines
+from rec import names
 from rec.models.config import OptimConfig, SASRecConfig
 
 
@@ -34,7 +35,7 @@ class RankerBatch:
     gamma: int | float
 
     def __post_init__(self) -> None:
-        known = ("positions", "last_target", "prefixes", "windows", "genpas")
+        known = ("positions", *names.STRATEGIES)
         if self.pairs not in known:
             raise ValueError(f"pairs={self.pairs!r}: must be one of {known}")
         settings.at_least("augment", 1, rows=self.rows)

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from experiments import settings
 from experiments.configs import rec_baselines, sasrec, sid
+from rec import names
 from rec.models.config import OptimConfig, TigerConfig
 
 
@@ -42,9 +43,8 @@ class Pairs:
     search: bool
 
     def __post_init__(self) -> None:
-        known = ("last_target", "prefixes", "windows", "genpas")
-        if self.pairs not in known:
-            raise ValueError(f"pairs={self.pairs!r}: must be one of {known}")
+        if self.pairs not in names.STRATEGIES:
+            raise ValueError(f"pairs={self.pairs!r}: must be one of {names.STRATEGIES}")
         if self.search and self.pairs != "genpas":
             raise ValueError("search=True chooses exponents: it needs pairs='genpas'")
         settings.at_least("augment", 1, rows=self.rows)
@@ -69,13 +69,10 @@ class BeamEval(rec_baselines.RecEval):
         super().__post_init__()
         settings.at_least("eval", 10, beams=self.beams)
         settings.at_least("eval", 1, per_sid=self.per_sid, batch=self.batch)
-        policies = ("first", "popularity", "freshness", "relevance", "random")
-        if self.policy not in policies:
-            raise ValueError(f"policy={self.policy!r}: must be one of {policies}")
-        if self.normaliser not in ("digit", "full", "children"):
-            raise ValueError(
-                f"normaliser={self.normaliser!r}: must be one of ('digit', 'full', 'children')"
-            )
+        if self.policy not in names.POLICIES:
+            raise ValueError(f"policy={self.policy!r}: must be one of {names.POLICIES}")
+        if self.normaliser not in names.NORMALISERS:
+            raise ValueError(f"normaliser={self.normaliser!r}: must be one of {names.NORMALISERS}")
         if self.normaliser == "children" and not self.constrained:
             raise ValueError("normaliser='children' needs constrained=True")
 

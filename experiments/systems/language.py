@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from attention.lm import heads, model, training
 from attention.lm.config import LMConfig
 from attention.lm.optim_config import OptimConfig
+from experiments import settings
 
 # Heads and hidden units are split over the model axis; config.fsdp splits what is large over data.
 RULES = (
@@ -26,11 +27,7 @@ State = dict[str, Any]
 
 def check(config: ConfigDict) -> None:
     """Raises ValueError: more seeds than one, or microbatches that do not divide a batch."""
-    if config.num_seeds != 1:
-        raise ValueError(
-            f"config.num_seeds={config.num_seeds}: {config.system} trains one seed per run; start "
-            "one with each --config.seed=... and compare them: --mode=report DIR DIR"
-        )
+    settings.one_seed(config)
     if config.data.rows % config.optim.microbatches:
         raise ValueError(
             f"config.optim.microbatches={config.optim.microbatches} must divide "

@@ -29,7 +29,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         ValueError: several seeds.
     """
     evaluation = settings.groups(config)["eval"]
-    recommenders.one_seed(config)
+    settings.one_seed(config)
     loaded = recommenders.lazily(config, artifacts)
 
     def init(key: jax.Array) -> dict[str, Any]:

@@ -6,7 +6,6 @@ The interactions are no artifact: they are read again through the data root and 
 is one, is compared. Names and texts of items are artifacts, so that a run folder can recommend.
 """
 
-import dataclasses
 import difflib
 import functools
 import json
@@ -118,12 +117,10 @@ def prepare(config: ConfigDict, loaded: Loaded, vectors: np.ndarray) -> dict[str
     """Artifacts of any recommender: items, data card, and the rows without training."""
     corpus, split, law = loaded.corpus, loaded.split, loaded.law
     card = cards.card(corpus, split)
-    found = {side: baselines.evaluate(split, vectors, KS, side) for side in ("valid", "test")}
-    rows = {k: v for side in found.values() for k, v in side.metrics.items()}
+    found = baselines.evaluate(split, vectors, KS, "test")
+    rows = found.metrics
     if law is not None:
-        for side, queries in (("valid", split.valid), ("test", split.test)):
-            ranks = planted.bayes_ranks(law, queries)
-            rows |= metrics.summarise(ranks, KS, f"bayes/{side}/")
+        rows = rows | metrics.summarise(planted.bayes_ranks(law, split.test), KS, "bayes/test/")
     print(
         f"{card['name']}: {card['users']:,} users, {card['items']:,} items, "
         f"{card['interactions']:,} interactions; neighbours in raw-name order "
@@ -137,8 +134,8 @@ def prepare(config: ConfigDict, loaded: Loaded, vectors: np.ndarray) -> dict[str
         "texts": corpus.texts,
         "card": card,
         "rows": rows,
-        "ranks": found["test"].ranks,
-        "plus": found["test"].plus,
+        "ranks": found.ranks,
+        "plus": found.plus,
         "popularity": scorers.counts(split.train),
     }
 
@@ -163,15 +160,6 @@ def lazily(config: ConfigDict, artifacts: Mapping[str, Any]) -> Callable[[], Loa
         return found
 
     return loaded
-
-
-def one_seed(config: ConfigDict) -> None:
-    """Raises ValueError for several seeds side by side."""
-    if config.num_seeds != 1:
-        raise ValueError(
-            f"config.num_seeds={config.num_seeds}: {config.system} has one seed per run; start one "
-            "with each --config.seed=... and compare them: --mode=report DIR DIR"
-        )
 
 
 def exponents_of(pairs: Any) -> augment.Exponents:
@@ -226,7 +214,7 @@ def judge(
     out[f"{side}/coverage@10"] = metrics.coverage(items[:, :10], queries.history.num_items)
     if side != "test":
         return out
-    out |= {key: value for key, value in artifacts["rows"].items() if "/test/" in key}
+    out |= artifacts["rows"]
     plus = np.asarray(artifacts["plus"], bool)
     groups = reachability.groups(plus) | metrics.bucket_groups(
         np.asarray(artifacts["popularity"]), queries.targets
@@ -323,9 +311,3 @@ def make_lists(
         return out
 
     return lists
-
-
-def as_group(cls: type, values: ConfigDict) -> Any:
-    """A dataclass from those leaves of a group that are its fields."""
-    names = [field.name for field in dataclasses.fields(cls)]
-    return cls(**{name: values[name] for name in names})

@@ -33,7 +33,6 @@ PUBLISHED = {
     ),
 }
 Figures = Callable[[Any, Mapping[str, Any]], dict[str, bytes | Rows]]
-Lists = Callable[[Mapping[str, Any], Sequence[int]], list[tuple[np.ndarray, int, np.ndarray]]]
 
 
 def side_by_side(

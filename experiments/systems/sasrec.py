@@ -50,7 +50,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     Raises:
         ValueError: several seeds.
     """
-    recommenders.one_seed(config)
+    settings.one_seed(config)
     groups = settings.groups(config)
     cfg, evaluation, pairs = groups["model"], groups["eval"], groups["augment"]
     loaded = recommenders.lazily(config, artifacts)

@@ -25,7 +25,7 @@ RULES = ((r"batch/features", P()),)
 
 def tokenizer_config(config: ConfigDict) -> SIDConfig:
     """The tokenizer's own part of config.sid."""
-    return recommenders.as_group(SIDConfig, config.sid)
+    return settings.groups(config)["sid"]
 
 
 def check_room(cfg: SIDConfig, items: int) -> None:
@@ -193,7 +193,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         ValueError: several seeds; config.train.steps differs from what the method trains; a table
             or run, which leaves nothing to train.
     """
-    recommenders.one_seed(config)
+    settings.one_seed(config)
     if config.sid.run or config.sid.table or config.sid.shuffle:
         raise ValueError("config.sid.run, table and shuffle are for the systems that read SIDs")
     cfg = tokenizer_config(config)

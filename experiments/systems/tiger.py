@@ -80,24 +80,25 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     Raises:
         ValueError: several seeds, or a SID table that does not match its hash.
     """
-    recommenders.one_seed(config)
+    settings.one_seed(config)
     groups = settings.groups(config)
-    cfg, evaluation, pairs = groups["model"], groups["eval"], groups["augment"]
-    loaded = recommenders.lazily(config, artifacts)
-    sids, sizes = checked_sids(artifacts)
+    evaluation, pairs = groups["eval"], groups["augment"]
+    judged = evaluation_of(config, artifacts)
+    model, sids, loaded = judged.decoder.model, judged.decoder.sids, judged.loaded
     hashed = np.frombuffer(bytes.fromhex(artifacts["sid"]["sha256"]), np.uint32)
-    model, tx = Tiger(cfg, sizes), training.optimizer(groups["optim"])
+    tx = training.optimizer(groups["optim"])
     exponents = augment.Exponents(*artifacts["exponents"])
     if pairs.pairs != "genpas":
         exponents = recommenders.exponents_of(pairs)
-    judged = evaluation_of(config, artifacts)
 
     @functools.cache
     def batch() -> dict[str, np.ndarray]:
         made = augment.strategy(loaded().split.train, pairs.pairs, exponents)[0]
         return recommenders.pair_batch(made, pairs.rows) | {"sids": sids}
 
-    recommend = recommenders.make_recommend(artifacts, evaluation.top, cfg.max_items, judged.answer)
+    recommend = recommenders.make_recommend(
+        artifacts, evaluation.top, model.cfg.max_items, judged.answer
+    )
     lists = recommenders.make_lists(loaded, judged.answer)
     return Experiment(
         init=make_init(model, tx, hashed),
@@ -176,19 +177,19 @@ class Evaluation:
         loaded: Any,
     ) -> None:
         self._config, self._artifacts, self._evaluation = config, artifacts, evaluation
-        self._decoder, self._loaded = decoder, loaded
+        self.decoder, self.loaded = decoder, loaded
 
     def metrics(self, state: Mapping[str, Any], split: str) -> dict[str, Any]:
         """Of the beams, history masked and not; at the test also of the whole catalogue, where
         config.eval.exact asks for it."""
-        params, parts, draws = self._speaks(state), self._loaded().split, self._evaluation.draws
+        params, parts, draws = self._speaks(state), self.loaded().split, self._evaluation.draws
         queries, items, kept = self.lists(state, split)
         ranks = metrics.rank_in_list(kept, queries.targets)
         out = recommenders.judge(split, queries, ranks, kept, self._artifacts, parts, draws)
-        out[f"{split}/loss"] = self._decoder.loss(params, queries)
+        out[f"{split}/loss"] = self.decoder.loss(params, queries)
         out |= beam_metrics(split, queries, items)
         if split == "test" and self._evaluation.exact:
-            scores = self._decoder.exact(params, queries)
+            scores = self.decoder.exact(params, queries)
             ranks = metrics.ranks(scores, queries.targets, queries.history)
             out |= metrics.summarise(ranks, recommenders.KS, "test/", "/exact")
             sampled = metrics.uniform_ranks(scores, queries.targets, queries.history)
@@ -197,10 +198,10 @@ class Evaluation:
 
     def lists(self, state: Mapping[str, Any], split: str) -> tuple[Queries, np.ndarray, np.ndarray]:
         """Queries and their items int32 [Q, K], as decoded and with the history taken out."""
-        parts = self._loaded().split
+        parts = self.loaded().split
         queries = recommenders.queries_of(parts, split, self._evaluation.rows)
         values = self._values(parts.train, queries)
-        items = self._decoder(self._speaks(state), queries, values).items
+        items = self.decoder(self._speaks(state), queries, values).items
         longest = int(queries.history.lengths.max())
         return queries, items, policies.unseen(items, *seq.newest(queries.history, longest))
 
@@ -208,7 +209,7 @@ class Evaluation:
         """Items after one history int32 [T], without those in it."""
         rows = seq.pack([history], len(self._artifacts["items"]))
         one = Queries(np.zeros(1, np.int32), rows, np.zeros(1, np.int32))
-        found = self._decoder(self._speaks(state), one, self._values(None, one))
+        found = self.decoder(self._speaks(state), one, self._values(None, one))
         return recommenders.leave_out(found.items[0], found.scores[0], history)
 
     def _values(self, train: Any, queries: Queries) -> np.ndarray:
@@ -267,7 +268,7 @@ class Decoder:
 
     def __init__(self, model: Tiger, sids: np.ndarray, evaluation: Any) -> None:
         self._trie, shape = tries.build(sids, model.sizes)
-        self._sids, self._limit, self._batch = sids, model.cfg.max_items, evaluation.batch
+        self.model, self.sids, self._batch = model, sids, evaluation.batch
         window = policies.largest_bucket(self._trie)
         per_sid = min(evaluation.per_sid, window)
 
@@ -312,7 +313,7 @@ class Decoder:
 
     def loss(self, params: Any, queries: Queries) -> float:
         """Mean nats of the targets' SIDs, teacher forced."""
-        targets, out = self._sids[queries.targets], []
+        targets, out = self.sids[queries.targets], []
         for start, inputs, real in self._parts(queries):
             own = targets[start : start + real]
             own = np.pad(own, ((0, len(inputs[0]) - real), (0, 0)))
@@ -322,19 +323,19 @@ class Decoder:
     def exact(self, params: Any, queries: Queries) -> np.ndarray:
         """Scores of the whole catalogue, float32 [Q, N]."""
         parts = [
-            np.asarray(self._whole(params, *inputs, self._sids, trie=self._trie))[:real]
+            np.asarray(self._whole(params, *inputs, self.sids, trie=self._trie))[:real]
             for _, inputs, real in self._parts(queries)
         ]
         return np.concatenate(parts)
 
     def _parts(self, queries: Queries) -> Any:
         """(first row, padded inputs, real rows) of every batch."""
-        items, mask = seq.newest(queries.history, self._limit)
+        items, mask = seq.newest(queries.history, self.model.cfg.max_items)
         size = min(self._batch, len(items))
         for start in range(0, len(items), size):
             rows = slice(start, start + size)
             real = len(items[rows])
             pad = ((0, size - real), (0, 0))
             users = np.pad(queries.users[rows], pad[0])
-            history = self._sids[np.pad(items[rows], pad)]
+            history = self.sids[np.pad(items[rows], pad)]
             yield start, (history, np.pad(mask[rows], pad), users), real

@@ -17,10 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from rec.models.tiger import Tiger, level_offsets
+from rec.names import NORMALISERS
 from rec.sid import trie as tries
 from rec.sid.trie import Trie, TrieShape
-
-NORMALISERS = ("full", "digit", "children")
 
 
 class Beams(NamedTuple):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rec.models.tiger import Tiger, level_offsets, target_log_probs
+from rec.names import NORMALISERS
 from rec.sid import trie as tries
 from rec.sid.trie import Trie, TrieShape
 
@@ -37,8 +38,8 @@ def exact_scores(
     Raises:
         ValueError: "children" without a trie, or an unknown normaliser.
     """
-    if normaliser not in ("full", "digit", "children"):
-        raise ValueError(f"normaliser={normaliser!r}: must be full, digit or children")
+    if normaliser not in NORMALISERS:
+        raise ValueError(f"normaliser={normaliser!r}: must be one of {NORMALISERS}")
     allowed = None
     if normaliser == "children":
         if trie is None or shape is None:

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rec.names import POLICIES
 from rec.sid.trie import Trie
-
-POLICIES = ("first", "popularity", "freshness", "relevance", "random")
 
 
 def largest_bucket(trie: Trie) -> int:
