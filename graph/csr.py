@@ -59,11 +59,14 @@ def clean(edges: np.ndarray, num_nodes: int) -> Cleaned:
     if not 0 <= num_nodes <= LIMIT:
         raise ValueError(f"num_nodes={num_nodes} does not fit int32 ids")
     check_ids(edges, num_nodes)
-    low, high = edges.min(1).astype(np.int64), edges.max(1)
-    keys = low * num_nodes + high
-    keys = keys[low != high]
-    loops = len(edges) - len(keys)
-    del low, high
+    keys = np.empty(len(edges), np.int64)  # u * V + v
+    filled = 0
+    for at in range(0, len(edges), CHUNK):
+        u, v = edges[at : at + CHUNK].astype(np.int64).T
+        part = (np.minimum(u, v) * num_nodes + np.maximum(u, v))[u != v]
+        keys[filled : filled + len(part)] = part
+        filled += len(part)
+    keys, loops = keys[:filled], len(edges) - filled
     keys.sort()
     first = np.ones(len(keys), bool)
     np.not_equal(keys[1:], keys[:-1], out=first[1:])
@@ -73,6 +76,34 @@ def clean(edges: np.ndarray, num_nodes: int) -> Cleaned:
         part = slice(at, at + CHUNK)
         out[part, 0], out[part, 1] = np.divmod(keys[part], max(num_nodes, 1))
     return Cleaned(out, loops, len(edges) - loops - len(keys))
+
+
+def offset_dtype(entries: int, wide: bool = True) -> type[np.signedinteger]:
+    """Type that counts `entries` neighbours: int32 below 2^31, else int64 (`wide`).
+
+    Raises:
+        ValueError: 2^31 entries or more where there are no 64-bit integers: they would wrap.
+    """
+    if entries <= LIMIT:
+        return np.int32
+    if not wide:
+        raise ValueError(
+            f"{entries} entries (2^31 or more) need 64-bit offsets, which are off here: set "
+            "JAX_ENABLE_X64=1, sample on the host, or shard the graph"
+        )
+    return np.int64
+
+
+def check_offsets(graph: CSR, wide: bool = True) -> None:
+    """Raises ValueError: offsets too narrow for the entries, or cut to 32 bits where `wide` is not
+    given (jax without x64 would wrap them), or not going up from 0 to the number of entries."""
+    entries = len(graph.indices)
+    needed = offset_dtype(entries, wide)
+    if np.iinfo(graph.indptr.dtype).max < np.iinfo(needed).max:
+        raise ValueError(f"indptr of {graph.indptr.dtype} cannot count {entries} entries")
+    ends = [int(x) for x in np.asarray(graph.indptr[[0, -1]])]
+    if ends != [0, entries] or (np.diff(graph.indptr) < 0).any():
+        raise ValueError(f"indptr must go up from 0 to {entries}, it goes from {ends[0]} to {ends[1]}")
 
 
 def build(edges: np.ndarray, num_nodes: int) -> CSR:
@@ -93,9 +124,8 @@ def build(edges: np.ndarray, num_nodes: int) -> CSR:
     keys.sort()
     if (keys[1:] == keys[:-1]).any():
         raise ValueError("build: edges hold repeats; clean them first")
-    offset = np.int32 if entries <= LIMIT else np.int64
     starts = np.arange(num_nodes + 1, dtype=np.int64) * num_nodes
-    indptr = np.searchsorted(keys, starts).astype(offset)
+    indptr = np.searchsorted(keys, starts).astype(offset_dtype(entries))
     indices = np.empty(entries, np.int32)
     for at in range(0, entries, CHUNK):
         part = slice(at, at + CHUNK)
