@@ -15,6 +15,11 @@ def num_slots(hops: int, fanout: int) -> int:
     return 2 * sum(fanout**i for i in range(hops + 1))
 
 
+def ladder(size: int) -> tuple[int, ...]:
+    """The usual buckets up to `size` slots: 32, 64, 128, 256 and 512 below it, and `size`."""
+    return (*(b for b in (32, 64, 128, 256, 512) if b < size), size)
+
+
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
     """Size and order of a sample.

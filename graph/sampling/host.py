@@ -14,6 +14,7 @@ of a hub.
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -27,13 +28,13 @@ from graph.sampling.config import SampleConfig, Slots, num_slots
 CHUNK = 512  # links worked on at a time; at most 1024: sort keys give a link 10 bits
 READ = 1 << 18  # entries of rows read at a time
 HUBS = 4096  # at most: their matrix takes 16 MiB
-REACH = 24  # rows this short are always read through
+REACH = 64  # rows this short are always read through
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiplicative hashing
 
 
 class Graph(NamedTuple):
     """A CSR made ready: degrees int32 [V]; hub int32 [V], rank among the hubs or -1; dense bool
-    [H, H], edges among hubs."""
+    [H + 1, H + 1], edges among hubs, none in the last row and column."""
 
     csr: CSR
     degrees: np.ndarray
@@ -59,7 +60,7 @@ def prepare(graph: CSR) -> Graph:
     hubs = np.flatnonzero(degree > reach)
     hub = np.full(len(degree), -1, np.int32)
     hub[hubs] = np.arange(len(hubs), dtype=np.int32)
-    dense = np.zeros((len(hubs), len(hubs)), bool)
+    dense = np.zeros((len(hubs) + 1, len(hubs) + 1), bool)
     for rank, node in enumerate(hubs.tolist()):
         ranks = hub[graph.indices[graph.indptr[node] : graph.indptr[node + 1]]]
         dense[rank, ranks[ranks >= 0]] = True
@@ -74,33 +75,35 @@ def sample(
     config: SampleConfig,
     *,
     slots: Slots = "random",
+    tight: bool = False,
     workers: int = 1,
 ) -> LinkBatch:
     """Subgraphs of links int [B, 2], all in `config.size` slots.
 
     seed, epoch: 0 .. 2^32 - 1; with the link they decide the sample, nothing else does. slots:
-    order of the tokens after the roots, "random" or "sorted" by id. workers: threads that share
+    order of the tokens after the roots, "random" or "sorted" by id. tight: in the smallest of
+    `config.sizes` that holds them all instead, as `fit` would put them. workers: threads that share
     the chunks.
 
     Raises:
-        ValueError: see `check_pairs`; seed or epoch out of range.
+        ValueError: see `check_pairs`; seed or epoch out of range; workers below 1.
     """
-    pairs, size = np.asarray(pairs), config.size
+    if workers < 1:
+        raise ValueError(f"workers={workers}: must be at least 1")
+    pairs = np.asarray(pairs)
     check_pairs(pairs, graph.csr.num_nodes)
-    out = empty(len(pairs), size)
-
-    def work(at: int) -> None:
-        part = slice(at, at + CHUNK)
-        tokens = draw(graph, pairs[part], seed, epoch, config, slots)
-        fill(graph, tokens, LinkBatch(*(x[part] for x in out)))
-
-    starts = range(0, len(pairs), CHUNK)
-    if workers == 1 or len(starts) <= 1:
-        for at in starts:
-            work(at)
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(work, starts))
+    parts = [slice(at, at + CHUNK) for at in range(0, len(pairs), CHUNK)]
+    with ThreadPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
+        share = pool.map if pool else map
+        drawn = share(lambda part: draw(graph, pairs[part], seed, epoch, config, slots), parts)
+        size = config.size
+        if tight:
+            drawn = list(drawn)
+            most = max((int(np.diff(tokens.start).max()) for tokens in drawn), default=0)
+            size = next(size for size in config.sizes if size >= most)
+        out = empty(len(pairs), size)
+        views = [LinkBatch(*(x[part] for x in out)) for part in parts]
+        list(share(lambda tokens, view: fill(graph, tokens, view), drawn, views))
     return out
 
 
@@ -147,6 +150,7 @@ def load(
     config: SampleConfig,
     *,
     slots: Slots = "random",
+    tight: bool = False,
     workers: int = 2,
     depth: int = 4,
 ) -> Iterator[LinkBatch]:
@@ -159,11 +163,15 @@ def load(
     """
     if workers < 1 or depth < 1:
         raise ValueError(f"workers={workers}, depth={depth}: must be at least 1")
+
+    def one(pairs: np.ndarray) -> LinkBatch:
+        return sample(graph, pairs, seed, epoch, config, slots=slots, tight=tight)
+
     waiting: deque[Future[LinkBatch]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for pairs in batches:
-                waiting.append(pool.submit(sample, graph, pairs, seed, epoch, config, slots=slots))
+                waiting.append(pool.submit(one, pairs))
                 if len(waiting) > depth:
                     yield waiting.popleft().result()
             while waiting:
@@ -374,6 +382,7 @@ def fill(graph: Graph, tokens: Tokens, out: LinkBatch) -> None:
     slot = np.arange(len(link)) - tokens.start[link]
     out.n[:], out.dropped[:] = count, tokens.dropped
     out.ids[link, slot] = tokens.node
+    _hub_bits(graph, tokens, out)
     flat = out.adj_bits.reshape(-1)
     size, width = out.adj_bits.shape[1:]
     for row, column in _edges(graph, tokens, link, slot):
@@ -386,7 +395,8 @@ def fill(graph: Graph, tokens: Tokens, out: LinkBatch) -> None:
 def _edges(
     graph: Graph, tokens: Tokens, link: np.ndarray, slot: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(token, slot of a neighbour in the same link) of all induced edges, both ways."""
+    """(token, slot of a neighbour in the same link) of induced edges, both ways, but not those
+    between two hubs."""
     hub = graph.hub[tokens.node]
     bits = graph.csr.num_nodes.bit_length()
     table = _table((link << bits) | tokens.node)
@@ -410,32 +420,30 @@ def _edges(
         back = np.flatnonzero(hub[other] >= 0)  # rows of hubs are not read
         yield other[back], slot[row[back]]
         at = stop
-    yield from _among_hubs(graph, hub, link, slot, len(tokens.dropped))
 
 
-def _among_hubs(
-    graph: Graph, hub: np.ndarray, link: np.ndarray, slot: np.ndarray, links: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Edges among the hubs of each link."""
-    high = np.flatnonzero(hub >= 0)
-    count = np.bincount(link[high], minlength=links)
-    start = np.cumsum(count) - count
+def _hub_bits(graph: Graph, tokens: Tokens, out: LinkBatch) -> None:
+    """Writes the edges among the hubs of each link."""
+    nobody = len(graph.dense) - 1
+    hub = graph.hub[tokens.node].astype(np.int64)
+    hub[hub < 0] = nobody
+    count = np.diff(tokens.start)
+    hubs = np.add.reduceat(np.append(hub < nobody, False).astype(np.int64), tokens.start[:-1])
     order = np.argsort(count, kind="stable")
-    order = order[count[order] > 1]
-    at = 0
-    while at < len(order):  # links with about as many hubs go together
-        room = max(1, READ // int(count[order[min(at + 16, len(order) - 1)]]) ** 2)
-        some = order[at : at + room]
+    order = order[hubs[order] > 1]
+    dense, at = graph.dense.reshape(-1), 0
+    while at < len(order):  # links of about the same size go together
+        wide = 32 * words(int(count[order[at]]))
+        stop = int(np.searchsorted(count[order], wide, side="right"))
+        some = order[at : min(stop, at + max(1, READ // wide**2))]
         at += len(some)
-        widest = int(count[some].max())
-        place = np.arange(widest)
-        token = high[np.minimum(start[some][:, None] + place, len(high) - 1)]
-        real = place < count[some][:, None]
-        rank = hub[token]
-        edge = graph.dense[rank[:, :, None], rank[:, None, :]]
-        edge &= real[:, :, None] & real[:, None, :]
-        group, i, j = np.nonzero(edge)
-        yield token[group, i], slot[token[group, j]]
+        place = np.arange(wide)
+        token = np.minimum(tokens.start[some][:, None] + place, len(hub) - 1)
+        rank = np.where(place < count[some][:, None], hub[token], nobody)
+        edge = dense.take((rank * (nobody + 1))[:, :, None] + rank[:, None, :])
+        bits = np.packbits(edge, axis=2, bitorder="little").view("<u4")
+        rows = min(wide, out.adj_bits.shape[1])
+        out.adj_bits[some, :rows, : wide // 32] = bits[:, :rows]
 
 
 class _Level(NamedTuple):
