@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import core, lax
 
 from graph import csr
 from graph.csr import CSR
@@ -75,7 +75,7 @@ def negatives_on_device(
         ValueError: as `negatives`, but inside a jitted function room is not checked.
     """
     _check_avoid(graph.num_nodes, None if avoid is None else avoid.num_nodes)
-    if not isinstance(graph.indptr, jax.core.Tracer):
+    if not isinstance(graph.indptr, core.Tracer):
         entries = 0 if avoid is None else int(avoid.indptr[-1])
         check_room(graph.num_nodes, int(graph.indptr[-1]), entries)
     seed, epoch = draws.word(seed, "seed"), draws.word(epoch, "epoch")

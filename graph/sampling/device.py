@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import core, lax
 
 from graph.csr import CSR, LIMIT, degrees
 from graph.sampling import draws
@@ -129,7 +129,7 @@ def sample(
             "sorted".
     """
     check_slots(slots)
-    if not isinstance(pairs, jax.core.Tracer):
+    if not isinstance(pairs, core.Tracer):
         check_pairs(np.asarray(pairs), graph.num_nodes)
         pairs = jnp.asarray(pairs, jnp.int32)
     seed, epoch = draws.word(seed, "seed"), draws.word(epoch, "epoch")

@@ -270,7 +270,8 @@ def _walk(
         row, child, node = _neighbours(graph, node, banned, key, link, base, config.fanout)
         link, position, start = link[row], base[row] + child, below
         found.append((link, position, node))
-    return tuple(np.concatenate(part) for part in zip(*found, strict=True))
+    links, positions, nodes = (np.concatenate(part) for part in zip(*found, strict=True))
+    return links, positions, nodes
 
 
 def _neighbours(
@@ -317,7 +318,7 @@ def _floyd(
     row, child = np.repeat(np.arange(len(link)), fanout), np.tile(np.arange(fanout), len(link))
     bits = _words(key, link[row], base[row] + child, draws.DRAW)[0]
     top = (degree[row] - fanout + child).astype(np.uint32)
-    drawn = draws.below(bits, top + 1).reshape(-1, fanout).T.copy()
+    drawn = np.asarray(draws.below(bits, top + 1)).reshape(-1, fanout).T.copy()
     top = top.reshape(-1, fanout).T
     for t in range(1, fanout):
         taken = (drawn[:t] == drawn[t]).any(0)
@@ -383,7 +384,7 @@ def fill(graph: Graph, tokens: Tokens, out: LinkBatch) -> None:
     out.n[:], out.dropped[:] = count, tokens.dropped
     out.ids[link, slot] = tokens.node
     _hub_bits(graph, tokens, out)
-    flat = out.adj_bits.reshape(-1)
+    flat = np.asarray(out.adj_bits).reshape(-1)
     size, width = out.adj_bits.shape[1:]
     for row, column in _edges(graph, tokens, link, slot):
         where = (link[row] * size + slot[row]) * width + (column >> 5)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import core, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from graph.csr import CSR, degrees
@@ -86,12 +86,12 @@ def put(graph: CSR, mesh: Mesh) -> Graph:
     rows, entries = int(np.diff(bounds).max()), max(int(np.diff(starts).max()), 1)
     check_entries(entries, f"a range of nodes, one of {parts},")
 
-    def offsets(where: tuple[slice, ...]) -> np.ndarray:
+    def offsets(where: Any) -> np.ndarray:
         return np.stack([_padded(
             graph.indptr[bounds[k] : bounds[k + 1] + 1] - starts[k], rows + 1, "edge"
         ) for k in range(parts)[where[0]]])  # fmt: skip
 
-    def columns(where: tuple[slice, ...]) -> np.ndarray:
+    def columns(where: Any) -> np.ndarray:
         return np.stack([
             _padded(graph.indices[starts[k] : starts[k + 1]], entries, "constant")
             for k in range(parts)[where[0]]
@@ -136,7 +136,7 @@ def sample(
         raise ValueError(
             f"{len(pairs)} links over {graph.mesh.size} devices: must be a multiple; repeat some"
         )
-    if not isinstance(pairs, jax.core.Tracer):
+    if not isinstance(pairs, core.Tracer):
         check_pairs(np.asarray(pairs), int(graph.bounds[-1]))
         pairs = jnp.asarray(pairs, jnp.int32)
     seed, epoch = draws.word(seed, "seed"), draws.word(epoch, "epoch")
@@ -155,14 +155,16 @@ def _sample(
     slack: float,
 ) -> Sampled:
     P, axes = PartitionSpec, graph.mesh.axis_names
+    over: Any = P(axes)
+    everywhere: Any = P()
     local = functools.partial(
         _local, config=config, slots=slots, slack=slack, steps=graph.steps, axes=axes
     )
     return jax.shard_map(
         local,
         mesh=graph.mesh,
-        in_specs=(P(AXIS), P(AXIS), P(), P(axes), P(), P()),
-        out_specs=Sampled(LinkBatch(*(P(axes),) * 4), P()),
+        in_specs=(P(AXIS), P(AXIS), P(), over, P(), P()),
+        out_specs=Sampled(LinkBatch(over, over, over, over), everywhere),
         check_vma=False,  # the count of rounds is the same everywhere through a sum over all axes
     )(graph.indptr, graph.indices, graph.bounds, pairs, jnp.asarray(seed), jnp.asarray(epoch))
 
@@ -213,13 +215,13 @@ def _local(
             return found[:, 0] == 1
 
         bits = adjacency(ids, remote_edges)
-        return retries + sum(more), bits
+        return sum(more, retries), bits
 
     size = config.size
     together = max(1, min(len(ids), PAIRS // (size * (size - 1) // 2)))
     parts = -(-len(ids) // together)
     wide = jnp.pad(ids, ((0, parts * together - len(ids)), (0, 0)), constant_values=-1)
-    retries, bits = lax.scan(part, sum(walked), wide.reshape(parts, together, size))
+    retries, bits = lax.scan(part, sum(walked, jnp.int32(0)), wide.reshape(parts, together, size))
     bits = bits.reshape(parts * together, size, -1)[: len(ids)]
     return Sampled(LinkBatch(bits, n, ids, dropped), retries)
 
