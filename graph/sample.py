@@ -57,15 +57,15 @@ def prepare(graph: CSR, backend: Backend, mesh: Mesh | None = None) -> Graph:
     Raises:
         ValueError: an unknown backend; a mesh missing or not wanted; as the backend's own.
     """
-    if (backend == "sharded") != (mesh is not None):
-        raise ValueError(f"backend={backend!r}: a mesh goes with 'sharded', and with it alone")
-    if backend == "host":
+    if backend == "host" and mesh is None:
         return host.prepare(graph)
-    if backend == "device":
+    if backend == "device" and mesh is None:
         return device.put(graph)
-    if mesh is not None:
+    if backend == "sharded" and mesh is not None:
         return sharded.put(graph, mesh)
-    raise ValueError(f"backend={backend!r}: must be 'host', 'device' or 'sharded'")
+    raise ValueError(
+        f"backend={backend!r}, mesh={mesh}: 'host' and 'device' take no mesh, 'sharded' does"
+    )
 
 
 def sample(

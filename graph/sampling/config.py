@@ -15,9 +15,20 @@ def num_slots(hops: int, fanout: int) -> int:
     return 2 * sum(fanout**i for i in range(hops + 1))
 
 
+def levels(hops: int, fanout: int) -> tuple[int, ...]:
+    """First position of each level of two full trees, roots aside, 1 .. hops."""
+    return tuple(num_slots(hop, fanout) for hop in range(hops))
+
+
 def ladder(size: int) -> tuple[int, ...]:
     """The usual buckets up to `size` slots: 32, 64, 128, 256 and 512 below it, and `size`."""
     return (*(b for b in (32, 64, 128, 256, 512) if b < size), size)
+
+
+def check_slots(slots: str) -> None:
+    """Raises ValueError: an order of slots that is not known."""
+    if slots not in ("random", "sorted"):
+        raise ValueError(f"slots={slots!r}: must be 'random' or 'sorted'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +36,8 @@ class SampleConfig:
     """Size and order of a sample.
 
     hops: 1 .. 3, k; fanout: neighbours drawn of each node of a frontier, f >= 1; cap: slots of a
-    link, 2 .. num_slots(hops, fanout), 0 for all of them; buckets: ascending sizes links are padded
+    link, 2 .. num_slots(hops, fanout), 0 for all of them; too many nodes stay out hop by hop from
+    the last, by chance within a hop; buckets: ascending sizes links are padded
     to, the last of them `cap` or more (empty: `cap` alone); reference_order: draw first and take
     the target edge out afterwards, as the released code of PENCIL does; it lets the edge shape the
     sample (a leak) and is there for parity only.

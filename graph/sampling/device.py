@@ -20,7 +20,7 @@ from jax import core, lax
 from graph.csr import CSR, LIMIT, degrees
 from graph.sampling import draws
 from graph.sampling.batch import LinkBatch, check_pairs, pack, words
-from graph.sampling.config import SampleConfig, Slots, num_slots
+from graph.sampling.config import SampleConfig, Slots, check_slots, levels, num_slots
 
 DENSE_LIMIT = 60_000  # nodes; the bit matrix takes 450 MB there
 DENSE_NODES = 20_000  # nodes up to which it is the default, 50 MB
@@ -136,12 +136,6 @@ def sample(
     return _sample(graph, pairs, seed, epoch, config=config, slots=slots)
 
 
-def check_slots(slots: str) -> None:
-    """Raises ValueError: an order of slots that is not known."""
-    if slots not in ("random", "sorted"):
-        raise ValueError(f"slots={slots!r}: must be 'random' or 'sorted'")
-
-
 @functools.partial(jax.jit, static_argnames=("config", "slots"))
 def _sample(
     graph: Graph, pairs: jax.Array, seed: Any, epoch: Any, *, config: SampleConfig, slots: Slots
@@ -186,7 +180,7 @@ def lower_bound(
 ) -> jax.Array:
     """First place of low .. high at which ascending `indices` hold `value` or more, int32 [R]."""
 
-    def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def halve(_: Any, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = ends
         middle = low + (high - low) // 2  # low + high may pass 2^31
         less = (low < high) & (indices[jnp.minimum(middle, len(indices) - 1)] < value)
@@ -230,7 +224,7 @@ def neighbours(
     top = jnp.maximum(degree - fanout, 0)[:, None] + child[None]
     drawn = draws.below(bits, top.astype(jnp.uint32) + 1).astype(jnp.int32)
 
-    def step(t: int, chosen: jax.Array) -> jax.Array:
+    def step(t: Any, chosen: jax.Array) -> jax.Array:
         mine = lax.dynamic_slice_in_dim(chosen, t, 1, 1)
         earlier = (child < t)[None]
         taken = ((chosen == mine) & earlier).any(1, keepdims=True)
@@ -264,10 +258,11 @@ def pick(
     node = jnp.where(first, node, NOTHING)
     rank = jnp.where(first, jnp.minimum(position, 2), 3)
     if config.size < num_slots(config.hops, config.fanout):
+        starts = levels(config.hops, config.fanout)
         keep = draws.threefry(lone, (position.astype(jnp.uint32), place * 0 + draws.KEEP))[0]
-        level = (position >= 2).astype(jnp.int32) + (position >= 2 + 2 * config.fanout)
-        level = jnp.where(first, level, 3)
-        _, _, node, rank, priority = lax.sort((level, keep, node, rank, priority), num_keys=3)
+        level = sum((position >= start).astype(jnp.int32) for start in starts)
+        level = jnp.where(first, level, config.hops + 1)
+        node, rank, priority = lax.sort((level, keep, node, rank, priority), num_keys=3)[2:]
         node, rank, priority = (x[:, : config.size] for x in (node, rank, priority))
     _, _, node = lax.sort((rank, priority, node), num_keys=3)
     ids = jnp.where(node == NOTHING, -1, node)

@@ -23,7 +23,7 @@ from graph.csr import CSR, degrees
 from graph.sampling import draws
 from graph.sampling.batch import LinkBatch, check_pairs, words
 from graph.sampling.buckets import Bucket, place
-from graph.sampling.config import SampleConfig, Slots, num_slots
+from graph.sampling.config import SampleConfig, Slots, check_slots, levels, num_slots
 
 CHUNK = 512  # links worked on at a time; at most 1024: sort keys give a link 10 bits
 READ = 1 << 18  # entries of rows read at a time
@@ -221,8 +221,7 @@ def draw(
     """Tokens of at most 1024 links in slot order; the arguments are those of `sample`."""
     if len(pairs) > 1024:
         raise ValueError(f"{len(pairs)} links in a chunk: at most 1024")
-    if slots not in ("random", "sorted"):
-        raise ValueError(f"slots={slots!r}: must be 'random' or 'sorted'")
+    check_slots(slots)
     pairs = pairs.astype(np.int64)
     key = draws.link_keys(draws.word(seed, "seed"), draws.word(epoch, "epoch"), pairs)
     link, position, node = _walk(graph, pairs, key, config)
@@ -348,7 +347,7 @@ def _lower_bound(graph: CSR, node: np.ndarray, value: np.ndarray) -> np.ndarray:
 def _order(
     link: np.ndarray, rank: np.ndarray, priority: np.ndarray, count: np.ndarray
 ) -> np.ndarray:
-    """Order by (link, rank 0 .. 2, priority, place) of tokens that stand link by link."""
+    """Order by (link, rank 0 .. 3, priority, place) of tokens that stand link by link."""
     start = np.cumsum(count) - count
     local = np.arange(len(link)) - start[link]
     key = (link.astype(np.uint64) << np.uint64(54)) | (rank.astype(np.uint64) << np.uint64(52))
@@ -364,10 +363,10 @@ def _under_cap(
     key: draws.Key,
     config: SampleConfig,
 ) -> np.ndarray:
-    """bool per token: roots, then samples of the first hop, then the rest, each uniformly."""
+    """bool per token: roots, then samples of the first hop and so on, each hop uniformly."""
     over = np.flatnonzero((count > config.size)[link])
     mine, place = link[over], position[over]
-    rank = (place >= 2).astype(np.int64) + (place >= 2 + 2 * config.fanout)
+    rank = np.searchsorted(levels(config.hops, config.fanout), place, side="right")
     many = np.where(count > config.size, count, 0)
     order = _order(mine, rank, _words(key, mine, place, draws.KEEP)[0], many)
     kept = np.ones(len(link), bool)

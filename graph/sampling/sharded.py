@@ -22,13 +22,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from graph.csr import CSR, degrees
 from graph.sampling import draws
 from graph.sampling.batch import LinkBatch, check_pairs
-from graph.sampling.config import SampleConfig, Slots
+from graph.sampling.config import SampleConfig, Slots, check_slots
 from graph.sampling.device import (
     PAIRS,
     Request,
     adjacency,
     check_entries,
-    check_slots,
     contains,
     neighbours,
     pick,
