@@ -22,12 +22,13 @@ from jax.sharding import Mesh
 
 from graph.csr import CSR
 from graph.sampling import device, host, sharded
-from graph.sampling.batch import LinkBatch, check_pairs, pack, unpack
+from graph.sampling.batch import Array, LinkBatch, check_pairs, pack, unpack
 from graph.sampling.buckets import Bucket, fit, group, repad
 from graph.sampling.config import SampleConfig, Slots, num_slots
 from graph.sampling.draws import orient
 
 __all__ = [
+    "Array",
     "Backend",
     "Bucket",
     "Graph",
