@@ -28,7 +28,7 @@ def distances(adj: jax.Array, root: int, avoid: int | None = None) -> jax.Array:
         adj = adj * kept[None, :, None] * kept[None, None, :]
     start = jnp.full((B, N), N, jnp.int32).at[:, root].set(0)
 
-    def grow(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+    def grow(state: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
         found, frontier, step = state
         near = jnp.einsum("bn,bnm->bm", frontier.astype(adj.dtype), adj) > 0
         fresh = near & (found == N)
