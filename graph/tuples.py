@@ -15,7 +15,7 @@ import numpy as np
 
 from graph import bits, plain_tuples
 from graph.csr import CSR, degrees
-from graph.sample import LinkBatch
+from graph.sample import Array, LinkBatch
 
 try:
     import jraph
@@ -94,7 +94,7 @@ def from_links(batch: LinkBatch, nodes: int, edges: int) -> GraphsTuple:
     return pad_with_graphs(batch_np(rows), nodes, edges, len(rows) + 1)
 
 
-def without(graph: GraphsTuple, pairs: jax.Array) -> GraphsTuple:
+def without(graph: GraphsTuple, pairs: Array) -> GraphsTuple:
     """The graph with weight 0 on both directions of every pair that is an edge.
 
     A link that is predicted must not be seen by what predicts it; the shape stays as it is.

@@ -3,6 +3,7 @@
 
 import collections
 import functools
+import types
 from typing import Any
 
 import jax
@@ -14,9 +15,8 @@ from graph import config, pencil, tuples
 from graph.peers import gnn, layers, mplp, ncn, refined_gae, seal, subgraph
 from tests import graphs
 
-ADJ = graphs.random_graph(12, 0.3, 4)
-EDGES = np.argwhere(np.triu(ADJ))
-PAIRS = np.array([*EDGES[:3], [0, 11], [3, 9]])
+ADJ = graphs.random_graph(12, 0.28, 1)
+PAIRS = np.array([[1, 4], [1, 6], [1, 7], [0, 7], [1, 2]])  # three edges, two that are none
 X = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
 WHOLE = tuples.from_csr(graphs.to_csr(ADJ), X)
 BATCH = graphs.links(ADJ, PAIRS.tolist(), hops=2, slots=16, seed=0)
@@ -73,10 +73,10 @@ def test_convolutions(kind: str) -> None:
     layer: Any = layers.convolution(kind, 6, 2, "conv")
     dense = layers.Dense(jnp.asarray(adj[None], jnp.float32))
     graph = layers.sparse(tuples.from_csr(graphs.to_csr(adj), X))
-    variables = start(layer, X[None], dense)
+    variables = start(layer, jnp.asarray(X)[None], dense)
     want = convolve(kind, variables["params"], X, adj, 2)
     apply = lambda x, g: np.asarray(layer.apply(variables, x, g))
-    np.testing.assert_allclose(apply(X[None], dense)[0], want, atol=1e-5)
+    np.testing.assert_allclose(apply(jnp.asarray(X)[None], dense)[0], want, atol=1e-5)
     np.testing.assert_allclose(apply(jnp.asarray(X), graph), want, atol=1e-5)
     # weights of 0 are edges that are not there
     pairs = np.argwhere(np.triu(adj))[:4]
@@ -90,12 +90,14 @@ def test_encoder() -> None:
     """Two layers with ReLU between them and a linear residual around each."""
     model = layers.Encoder("gcn", 6, 2, residual=True)
     graph = layers.sparse(WHOLE)
-    variables = start(model, X, graph)
+    # The number of nodes is no array: closed over where jit is used.
+    on = types.SimpleNamespace(init=lambda key, x: model.init(key, x, graph))
+    variables = start(on, jnp.asarray(X))
     p, x = variables["params"], X
     for index in range(2):
         x = np.maximum(x, 0) if index else x
         x = convolve("gcn", p[f"conv_{index}"], x, ADJ, 1) + lin(p[f"residual_{index}"], x)
-    np.testing.assert_allclose(model.apply(variables, X, graph), x, atol=1e-4)
+    np.testing.assert_allclose(model.apply(variables, jnp.asarray(X), graph), x, atol=1e-4)
 
 
 def test_gae_and_gnn() -> None:
@@ -198,6 +200,7 @@ def test_ncn_pools_common_neighbours() -> None:
     rows = []
     for s, t in PAIRS.tolist():
         common = set(np.flatnonzero(ADJ[s])) & set(np.flatnonzero(ADJ[t]))
+        assert common
         rows.append(np.r_[z[s] * z[t], sum((z[u] for u in common), np.zeros(6))])
     want = mlp(variables["params"]["head"], np.stack(rows))
     np.testing.assert_allclose(run(model, variables, z, BATCH, method="score"), want, atol=1e-4)
@@ -251,10 +254,10 @@ def subgraph_models() -> dict[str, tuple[Any, Any]]:
         config.SubgraphGNNConfig(kind, 6, 1, 20, inputs=inputs, **more)
     )
     return {
-        "gcn": (sub("gcn", "slots"), None),
-        "sage": (sub("sage", "marked"), None),
+        "gcn": (sub("gcn", "marked"), None),
+        "sage": (sub("sage", "slots"), None),
         "gat": (sub("gat", "features", heads=2), FEATURES),
-        "constant": (sub("sage", "constant"), None),
+        "constant": (sub("gcn", "constant"), None),
         "seal": (seal.SEAL(config.SEALConfig(6, 2, max_label=5)), None),
         "seal_mean": (seal.SEAL(config.SEALConfig(6, 2, pooling="mean", features=True)), FEATURES),
         "mplp": (mplp.MPLP(config.MPLPConfig(20, 8, 6)), None),
@@ -269,7 +272,7 @@ def test_subgraph_models(name: str) -> None:
     variables = start(model, BATCH, features)
     want = run(model, variables, BATCH, features)
     assert want.shape == (5,) and want.dtype == np.float32 and np.ptp(want) > 1e-3
-    assert ("frozen" in variables) is (name in ("gcn", "mplp", "mplp_features"))
+    assert ("frozen" in variables) is (name in ("sage", "mplp", "mplp_features"))
     wide = graphs.links(ADJ, PAIRS.tolist(), hops=2, slots=18, seed=0)
     wide = wide._replace(adj_bits=wide.adj_bits.copy())
     for b, n in enumerate(wide.n.tolist()):
@@ -311,7 +314,7 @@ def test_what_a_subgraph_model_lacks_is_named() -> None:
     with pytest.raises(ValueError, match="features: some given, but features=False"):
         subgraph_models()["seal"][0].init(key, BATCH, FEATURES)
     wide = graphs.links(ADJ, PAIRS.tolist(), slots=21)
-    for name in ("gcn", "mplp"):
+    for name in ("sage", "mplp"):
         with pytest.raises(ValueError, match="batch of 21 tokens per link: slots=20"):
             subgraph_models()[name][0].init(key, wide)
 

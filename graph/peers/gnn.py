@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from graph import tuples
 from graph.config import GNNConfig
 from graph.peers import layers
+from graph.sample import Array
 
 
 class Inputs(nn.Module):
@@ -59,7 +60,7 @@ class GNN(nn.Module):
             self.head = layers.MLP(cfg.width, cfg.head_layers, cfg.dropout)
 
     def __call__(
-        self, graph: tuples.GraphsTuple, pairs: jax.Array, *, deterministic: bool = True
+        self, graph: tuples.GraphsTuple, pairs: Array, *, deterministic: bool = True
     ) -> jax.Array:
         """Logits float32 [B] of pairs int [B, 2], none of which is seen as an edge."""
         states = self.encode(tuples.without(graph, pairs), deterministic=deterministic)
@@ -69,10 +70,9 @@ class GNN(nn.Module):
         """States float [V, width]."""
         return self.encoder(graph, deterministic)
 
-    def score(
-        self, states: jax.Array, pairs: jax.Array, *, deterministic: bool = True
-    ) -> jax.Array:
+    def score(self, states: Array, pairs: Array, *, deterministic: bool = True) -> jax.Array:
         """Logits float32 [B] of pairs, of states [V, width]."""
+        states, pairs = jnp.asarray(states), jnp.asarray(pairs)
         both = states[pairs[:, 0]] * states[pairs[:, 1]]
         if self.cfg.head == "dot":
             return both.sum(axis=-1).astype(jnp.float32)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from graph import pencil, tuples
 from graph.config import NCNConfig
 from graph.peers import gnn, layers
-from graph.sample import LinkBatch
+from graph.sample import Array, LinkBatch
 
 
 class NCN(nn.Module):
@@ -35,10 +35,9 @@ class NCN(nn.Module):
         """States float [V, width]."""
         return self.encoder(graph, deterministic)
 
-    def score(
-        self, states: jax.Array, batch: LinkBatch, *, deterministic: bool = True
-    ) -> jax.Array:
+    def score(self, states: Array, batch: LinkBatch, *, deterministic: bool = True) -> jax.Array:
         """MLP of [x_s * x_t ; sum of x_u over common neighbours u], float32 [B]."""
+        states = jnp.asarray(states)
         adj, _ = pencil.read(batch, states.dtype)
         x = pencil.gather(states, batch.ids)
         common = jnp.einsum("bn,bnd->bd", adj[:, 0] * adj[:, 1], x)

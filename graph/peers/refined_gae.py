@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from graph import tuples
 from graph.config import RefinedGAEConfig
 from graph.peers import layers
+from graph.sample import Array
 
 
 class RefinedGAE(nn.Module):
@@ -26,7 +27,7 @@ class RefinedGAE(nn.Module):
         self.head = layers.MLP(cfg.width, cfg.head_layers, cfg.dropout)
 
     def __call__(
-        self, graph: tuples.GraphsTuple, pairs: jax.Array, *, deterministic: bool = True
+        self, graph: tuples.GraphsTuple, pairs: Array, *, deterministic: bool = True
     ) -> jax.Array:
         """Logits float32 [B] of pairs int [B, 2], none of which is seen as an edge."""
         states = self.encode(tuples.without(graph, pairs))
@@ -36,10 +37,9 @@ class RefinedGAE(nn.Module):
         """States float [V, width]; there is no dropout in them."""
         return self.propagation(graph)
 
-    def score(
-        self, states: jax.Array, pairs: jax.Array, *, deterministic: bool = True
-    ) -> jax.Array:
+    def score(self, states: Array, pairs: Array, *, deterministic: bool = True) -> jax.Array:
         """Logits float32 [B] of pairs, of states [V, width]."""
+        states, pairs = jnp.asarray(states), jnp.asarray(pairs)
         return self.head(states[pairs[:, 0]] * states[pairs[:, 1]], deterministic)
 
 
