@@ -60,6 +60,7 @@ def test_passkey_by_length(tmp_path: Path) -> None:
     """Trained at 128 tokens, asked up to 2048; what is fixed is the training length alone."""
     kinds = ("softmax", "ssmax", "rela", "diff", "tra", "tda")
     conditions = {kind: (f"--config.model.attention={kind}",) for kind in kinds}
+    conditions["tda beta=1"] = (*conditions["tda"], "--config.model.beta=1.0")
     runs = train_all(tmp_path, "passkey", conditions, seeds=(0,))
     leave("passkey_lengths", "softmax and tda: accuracy >= .95 at the training length", runs)
     for kind in ("softmax", "tda"):
