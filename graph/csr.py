@@ -103,7 +103,9 @@ def check_offsets(graph: CSR, wide: bool = True) -> None:
         raise ValueError(f"indptr of {graph.indptr.dtype} cannot count {entries} entries")
     ends = [int(x) for x in np.asarray(graph.indptr[[0, -1]])]
     if ends != [0, entries] or (np.diff(graph.indptr) < 0).any():
-        raise ValueError(f"indptr must go up from 0 to {entries}, it goes from {ends[0]} to {ends[1]}")
+        raise ValueError(
+            f"indptr must go up from 0 to {entries}, it goes from {ends[0]} to {ends[1]}"
+        )
 
 
 def build(edges: np.ndarray, num_nodes: int) -> CSR:

@@ -152,7 +152,9 @@ def _levels(graph: CSR, roots: np.ndarray, which: np.ndarray, target: np.ndarray
     words = -(-len(roots) // 64)
     column = np.arange(len(roots))
     reached = np.zeros((graph.num_nodes, words), np.uint64)
-    np.bitwise_or.at(reached, (roots, column // 64), np.uint64(1) << (column % 64).astype(np.uint64))
+    np.bitwise_or.at(
+        reached, (roots, column // 64), np.uint64(1) << (column % 64).astype(np.uint64)
+    )
     filled = np.flatnonzero(csr.degrees(graph))
     starts = graph.indptr[filled]
     word, bit = which // 64, (which % 64).astype(np.uint64)
@@ -189,7 +191,9 @@ def largest_eigenvalue(graph: CSR) -> float:
     if graph.num_nodes <= 64 or not len(graph.indices):
         return float(np.linalg.eigvalsh(adjacency(graph).toarray()).max(initial=0.0))
     start = np.ones(graph.num_nodes)  # has a share in the largest one's vector; makes it repeatable
-    return float(spl.eigsh(adjacency(graph), k=1, which="LA", v0=start, return_eigenvectors=False)[0])
+    return float(
+        spl.eigsh(adjacency(graph), k=1, which="LA", v0=start, return_eigenvectors=False)[0]
+    )
 
 
 def _columns(

@@ -189,6 +189,8 @@ class SelfAttention(nn.Module):
             "q_segment_ids": seen,
             "kv_segment_ids": seen,
         }
+        if self.is_mutable_collection("maps"):
+            self.sow("maps", "attention", kinds.attention_map(q, k, **options))
         if cfg.attention_dropout and not self.deterministic:
             A = kinds.attention_map(q, k, **options)
             A = nn.Dropout(cfg.attention_dropout, deterministic=False)(A)
@@ -302,7 +304,7 @@ class Pencil(nn.Module):
             axes: Any = (nn.broadcast, nn.broadcast)
             stack = nn.scan(
                 layer,
-                variable_axes={"params": 0},
+                variable_axes={"params": 0, "maps": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=axes,
                 length=cfg.layers,
@@ -311,6 +313,17 @@ class Pencil(nn.Module):
         for index in range(cfg.layers):
             x, _ = layer(cfg, deterministic, name=f"layer_{index}")(x, tokens, None)
         return x
+
+
+def attention_of(
+    model: Pencil, variables: Any, batch: LinkBatch, features: jax.Array | None = None
+) -> jax.Array:
+    """What the last tokens of a link (its two tasks) read of every token in the last layer, mean
+    over heads, float32 [B, 2, S]; of absolute values, for signed kinds of attention."""
+    _, found = model.apply(variables, batch, features, mutable=["maps"])
+    maps = jax.tree.leaves(found["maps"])[-1]
+    last = maps[-1] if model.cfg.scan else maps
+    return jnp.abs(last.astype(jnp.float32))[:, :, -2:].mean(axis=1)
 
 
 def projection(key: jax.Array, rows: int, columns: int) -> jax.Array:

@@ -39,6 +39,6 @@ def get_config(arg: str = "base") -> ConfigDict:
         }
     )
     if arg in ("h200", "paper"):
-        pencil.sampled_as(config, pencil.PAPER["paper"])
+        pencil.sampled_as(config, pencil.SETTINGS["paper"])
         config.model.update({"slots": config.sample.buckets[-1], "signature": 1024})
     return config

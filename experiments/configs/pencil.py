@@ -132,7 +132,7 @@ class Setting(NamedTuple):
         return self.graph.startswith("ogbl")
 
 
-PAPER = {
+SETTINGS = {
     "paper": Setting("citeseer", "original", 2, 20, 2, 1024, 2048, 150, 3870),
     "paper-cora": Setting("cora", "original", 2, 20, 8, 512, 2048, 150, 4488),
     "paper-pubmed": Setting("pubmed", "original", 2, 16, 8, 512, 4096, 80, 37676),
@@ -144,7 +144,7 @@ PAPER = {
     "paper-heart-pubmed": Setting("pubmed", "heart", 2, 20, 4, 512, 2048, 250, 37676),
     "paper-heart-ddi": Setting("ogbl-ddi", "heart", 1, 350, 8, 512, 4096, 8, 1067911),
 }
-VARIANTS = ("base", "tiny", "h200", *PAPER)
+VARIANTS = ("base", "tiny", "h200", *SETTINGS)
 METRICS = ("auc", "ap", "mrr", "hits@10", "hits@50")
 HEADLINE = (
     *(f"test/{metric}" for metric in METRICS),
@@ -223,7 +223,7 @@ def get_config(arg: str = "base") -> ConfigDict:
         }
     )
     if arg not in ("base", "tiny"):
-        setting = PAPER["paper" if arg == "h200" else arg]
+        setting = SETTINGS["paper" if arg == "h200" else arg]
         sampled_as(config, setting)
         slots, mlp_width = num_slots(setting.hops, setting.fanout), 2048
         config.model.update({"slots": slots, "width": setting.width, "heads": 8})

@@ -43,6 +43,6 @@ def get_config(arg: str = "base") -> ConfigDict:
         }
     )
     if arg in ("h200", "paper"):
-        pencil.sampled_as(config, pencil.PAPER["paper"])
+        pencil.sampled_as(config, pencil.SETTINGS["paper"])
         config.model.width = 256
     return config

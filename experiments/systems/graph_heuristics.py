@@ -9,19 +9,28 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import settings
+from experiments import data, settings
 from experiments.contract import Experiment
+from experiments.errors import UserError
 from experiments.systems import links, links_figures
-from graph.data import splits
+from graph.data import npz
 
 
 def configs(config: ConfigDict) -> list[ConfigDict]:
-    """One for each split that is asked for."""
+    """One for each split that is asked for.
+
+    Raises:
+        UserError: all fixed splits are asked for where there is no file, or none in it.
+    """
     group = config.data
     if group.split != "fixed" or group.index >= 0:
         return [config]
+    try:
+        indices = npz.split_indices(group.name, data.root(group.root))
+    except ValueError as error:
+        raise UserError(f"config.data: {error}\n{links.NO_FILES}") from error
     out = []
-    for index in range(splits.FIXED):
+    for index in indices or [0]:
         one = config.copy_and_resolve_references()
         with one.unlocked():
             one.data.index = index

@@ -14,7 +14,7 @@ from experiments.contract import Experiment
 from experiments.plots import png
 from experiments.systems import link_predictors, link_training, links, links_figures
 from experiments.systems.links import Loaded
-from graph import heuristics
+from graph import heuristics, negatives
 from graph.config import PencilConfig
 from graph.peers.subgraph import SubgraphGNN
 from graph.pencil import Pencil
@@ -26,11 +26,13 @@ def prepare(config: ConfigDict) -> dict[str, Any]:
     """Graph and names; the row of a constant, the mean of the training targets."""
     loaded = links.load_one(config)
     table = targets_of(config, loaded)
-    known = table(loaded.data.split.train)
+    train = loaded.data.split.train
+    drawn = negatives.negatives(loaded.graph, len(train), config.seed, 0)
+    known = table(np.concatenate([train, drawn]))
     rows = scores(np.full(len(asked(loaded, "test")), known.mean()), loaded, table, "test")
     about = links.card(loaded.data)
     print(
-        f"{about['name']}: {config.target.name} of {len(known):,} training links, mean "
+        f"{about['name']}: {config.target.name} of {len(known):,} links as in training, mean "
         f"{known.mean():.4f} ± {known.std():.4f}; a constant has rmse {rows['test/rmse']:.4f}"
     )
     return {

@@ -167,8 +167,11 @@ class Feeder:
         if rows is not None:
             pairs, labels = pairs[rows[0] : rows[1]], labels[rows[0] : rows[1]]
         epoch = self.stream.epoch(step)
-        if self.on_device or not self._predictor.subgraphs:
-            return {"pairs": pairs, "labels": labels, "epoch": np.uint32(epoch), **self.fixed}
+        if self.on_device:
+            known = {"epoch": np.asarray(epoch, np.uint32), **self.fixed}
+            return {"pairs": pairs, "labels": labels, **known}
+        if not self._predictor.subgraphs:
+            return {"pairs": pairs, "labels": labels, **self.fixed}
         found = sample.sample(
             self._graph, pairs, self._seed, epoch, self.config, slots=self.sampling.slots
         )

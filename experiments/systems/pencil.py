@@ -38,7 +38,8 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     def around(state: Mapping[str, Any], pair: np.ndarray) -> dict[str, bytes | Rows]:
         """The subgraph of a link, and what its task tokens read in the last layer."""
         found = link_training.one(known["graph"], pair, sampling)
-        maps = attention_of(model, state, found, tables(found))
+        variables = {"params": state["params"], "frozen": state["frozen"]}
+        maps = np.asarray(attention_of(model, variables, found, tables(found)))[0]
         n = int(np.asarray(found.n)[0])
         adjacency = np.asarray(sample.unpack(found.adj_bits, found.ids.shape[1]))[0, :n, :n]
         names = [known["names"][int(i)] for i in np.asarray(found.ids)[0, :n]]

@@ -132,7 +132,9 @@ def main(argv: list[str] | None = None) -> int:
     for side, seen in (("valid", graph), ("test", known)):
         theirs = arrays[f"heart_{side}_neg"]
         ours = negatives(graph, arrays[f"{side}_pos"], seen, theirs.shape[1] // 2, epsilon)
-        print(f"{flags.name} {side}: {overlap(ours, theirs, num_nodes):.1%} of the shipped negatives")
+        print(
+            f"{flags.name} {side}: {overlap(ours, theirs, num_nodes):.1%} of the shipped negatives"
+        )
     return 0
 
 

@@ -104,6 +104,23 @@ def read_graph(name: str, root: str | Path) -> Raw:
     return raw(np.concatenate(parts), count, None, features, names)
 
 
+def split_indices(name: str, root: str | Path) -> list[int]:
+    """Fixed splits there are: [0] where the file of the graph is one, [] without any.
+
+    Raises:
+        ValueError: as `load`, or no file of that name.
+    """
+    path = find_graph(name, root)
+    if "train_pos" in load(path):
+        return [0]
+    arrays = load(maybe(root, f"{name}_splits.npz") or path)
+    return _split_indices(arrays)
+
+
+def _split_indices(arrays: Arrays) -> list[int]:
+    return sorted({_index(k) for k in arrays if k.startswith("split") and "_" in k})
+
+
 def read_split(name: str, root: str | Path, index: int) -> tuple[Arrays, Raw, Path]:
     """Arrays of split `index`, named without their prefix; what else is known of the graph, whose
     edges are left empty; and the file.
@@ -119,7 +136,7 @@ def read_split(name: str, root: str | Path, index: int) -> tuple[Arrays, Raw, Pa
         path = maybe(root, f"{name}_splits.npz") or path
         arrays, split_count = checked(load(path), path)
         count = max(count, split_count)
-        found = sorted({_index(k) for k in arrays if k.startswith("split") and "_" in k})
+        found = _split_indices(arrays)
         if not found:
             raise ValueError(
                 f"{path} has no fixed split (it holds {', '.join(sorted(arrays))}): choose "
