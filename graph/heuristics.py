@@ -17,6 +17,7 @@ first where it must not be seen.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import scipy.sparse as sp
@@ -35,7 +36,7 @@ COLUMNS = 1 << 18  # the same of solved columns, which are passed over many time
 DENSE = 10_000  # nodes up to which values of all pairs are made
 
 
-def scores(name: str, graph: CSR, pairs: np.ndarray, **options: float) -> np.ndarray:
+def scores(name: str, graph: CSR, pairs: np.ndarray, **options: float | int) -> np.ndarray:
     """float64 [..] for pairs int [.., 2] by one of NAMES.
 
     Args:
@@ -134,7 +135,7 @@ def distances(graph: CSR, pairs: np.ndarray) -> np.ndarray:
     width = max(CELLS // max(len(graph.indices), graph.num_nodes, 1), 1) * 64
     by_source = np.argsort(which, kind="stable")
     bounds = np.searchsorted(which[by_source], np.arange(0, len(nodes) + width, width))
-    for at, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for at, (low, high) in enumerate(pairwise(bounds)):
         rows = by_source[low:high]
         roots = nodes[at * width : (at + 1) * width]
         found[rows] = _levels(graph, roots, which[rows] - at * width, target[rows])
@@ -152,7 +153,9 @@ def _levels(graph: CSR, roots: np.ndarray, which: np.ndarray, target: np.ndarray
     words = -(-len(roots) // 64)
     column = np.arange(len(roots))
     reached = np.zeros((graph.num_nodes, words), np.uint64)
-    np.bitwise_or.at(reached, (roots, column // 64), np.uint64(1) << (column % 64).astype(np.uint64))
+    np.bitwise_or.at(
+        reached, (roots, column // 64), np.uint64(1) << (column % 64).astype(np.uint64)
+    )
     filled = np.flatnonzero(csr.degrees(graph))
     starts = graph.indptr[filled]
     word, bit = which // 64, (which % 64).astype(np.uint64)
@@ -189,7 +192,9 @@ def largest_eigenvalue(graph: CSR) -> float:
     if graph.num_nodes <= 64 or not len(graph.indices):
         return float(np.linalg.eigvalsh(adjacency(graph).toarray()).max(initial=0.0))
     start = np.ones(graph.num_nodes)  # has a share in the largest one's vector; makes it repeatable
-    return float(spl.eigsh(adjacency(graph), k=1, which="LA", v0=start, return_eigenvectors=False)[0])
+    return float(
+        spl.eigsh(adjacency(graph), k=1, which="LA", v0=start, return_eigenvectors=False)[0]
+    )
 
 
 def _columns(
@@ -254,8 +259,8 @@ def katz(graph: CSR, pairs: np.ndarray, beta: float = BETA, length: int = 0) -> 
         largest = largest_eigenvalue(graph)
         if beta * largest >= 1:
             raise ValueError(
-                f"katz: the sum over all walks does not exist for beta={beta} on this graph: choose "
-                f"beta below {1 / largest:.6f} (1 / largest eigenvalue), or length >= 1"
+                f"katz: the sum over all walks does not exist for beta={beta} on this graph: "
+                f"choose beta below {1 / largest:.6f} (1 / largest eigenvalue), or length >= 1"
             )
     return _by_source(graph, pairs, _walks(graph, beta, length))[0]
 
@@ -364,7 +369,8 @@ def regression_targets(
         raise ValueError(f"target {name!r} is unknown; choose from {', '.join(TARGETS)}")
     if graph.num_nodes > DENSE:
         raise ValueError(
-            f"targets are scaled by all pairs of nodes: {graph.num_nodes} nodes are more than {DENSE}"
+            f"targets are scaled by all pairs of nodes: {graph.num_nodes} nodes are more than "
+            f"{DENSE}"
         )
     csr.check_ids(pairs, graph.num_nodes, "pairs")
     every = np.stack(np.triu_indices(graph.num_nodes), axis=1)

@@ -144,7 +144,9 @@ def _table(path: Path, wanted: tuple[str, ...], text: tuple[str, ...]) -> dict[s
             raise ValueError(f"{path}: no column {column!r} (has {', '.join(table.column_names)})")
     for column in table.column_names:
         empty = table[column].null_count or (
-            column in text and pa.types.is_string(table[column].type) and "" in table[column].to_pylist()
+            column in text
+            and pa.types.is_string(table[column].type)
+            and "" in table[column].to_pylist()
         )
         if empty:
             row = [x in (None, "") for x in table[column].to_pylist()].index(True)

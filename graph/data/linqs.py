@@ -22,7 +22,10 @@ def read(name: str, root: str | Path) -> Raw:
             that is no number; file and line are named.
     """
     content, cites = (
-        find(root, *(f"{folder}{name}.{end}{gz}" for folder in (f"{name}/", "") for gz in ("", ".gz")))
+        find(
+            root,
+            *(f"{folder}{name}.{end}{gz}" for folder in (f"{name}/", "") for gz in ("", ".gz")),
+        )
         for end in ("content", "cites")
     )
     ids: dict[str, int] = {}
@@ -53,7 +56,5 @@ def read(name: str, root: str | Path) -> Raw:
             edges.append((ids[ends[0]], ids[ends[1]]))
         else:
             dangling += 1
-    found = raw(
-        np.array(edges, np.int64).reshape(-1, 2), len(ids), None, np.stack(rows), list(ids)
-    )
+    found = raw(np.array(edges, np.int64).reshape(-1, 2), len(ids), None, np.stack(rows), list(ids))
     return found._replace(dropped=found.dropped | {"dangling": dangling})

@@ -93,7 +93,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--root", default="dataset", help="where ogb keeps its downloads")
     flags = parser.parse_args(argv)
     if flags.out.suffix != ".npz" or flags.out.exists() or not flags.out.parent.is_dir():
-        print(f"error: {flags.out} must be a new .npz file in a folder that exists", file=sys.stderr)
+        print(
+            f"error: {flags.out} must be a new .npz file in a folder that exists", file=sys.stderr
+        )
         return 1
     try:
         from ogb.linkproppred import LinkPropPredDataset  # type: ignore[import-not-found]

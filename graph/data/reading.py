@@ -129,9 +129,7 @@ def _made(
         divided = splits.temporal(
             raw.edges, raw.times, raw.num_nodes, seed, valid_share, test_share
         )
-    return LinkData(
-        name, raw.num_nodes, divided, raw.features, raw.names, "original", raw.dropped
-    )
+    return LinkData(name, raw.num_nodes, divided, raw.features, raw.names, "original", raw.dropped)
 
 
 def _hardened(split: Split, num_nodes: int, hard: int, epsilon: float) -> Split:

@@ -57,7 +57,9 @@ def arrays_of(data: LinkData) -> dict[str, np.ndarray]:
 
 def _pairs(split: Split, name: str) -> np.ndarray:
     side, _, part = name.partition("_")
-    return getattr(getattr(split, side), part) if side in ("valid", "test") else getattr(split, name)
+    return (
+        getattr(getattr(split, side), part) if side in ("valid", "test") else getattr(split, name)
+    )
 
 
 def records(array: np.ndarray) -> Iterator[Record]:
