@@ -142,9 +142,16 @@ def degrees(graph: CSR) -> np.ndarray:
 
 def edges_of(graph: CSR) -> np.ndarray:
     """int32 [E, 2], u < v, ascending: inverse of `build`."""
-    rows = np.repeat(np.arange(graph.num_nodes, dtype=np.int32), degrees(graph))
-    upper = rows < graph.indices
-    return np.stack([rows[upper], graph.indices[upper]], 1)
+    entries = len(graph.indices)
+    out, filled = np.empty((entries // 2, 2), np.int32), 0
+    for at in range(0, entries, CHUNK):
+        ends = graph.indices[at : at + CHUNK]
+        rows = np.searchsorted(graph.indptr, np.arange(at, at + len(ends)), "right") - 1
+        upper = np.flatnonzero(rows < ends)
+        part = slice(filled, filled + len(upper))
+        out[part, 0], out[part, 1] = rows[upper], ends[upper]
+        filled += len(upper)
+    return out
 
 
 def contains(graph: CSR, pairs: np.ndarray) -> np.ndarray:

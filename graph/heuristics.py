@@ -17,6 +17,7 @@ first where it must not be seen.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import scipy.sparse as sp
@@ -35,7 +36,7 @@ COLUMNS = 1 << 18  # the same of solved columns, which are passed over many time
 DENSE = 10_000  # nodes up to which values of all pairs are made
 
 
-def scores(name: str, graph: CSR, pairs: np.ndarray, **options: float) -> np.ndarray:
+def scores(name: str, graph: CSR, pairs: np.ndarray, **options: float | int) -> np.ndarray:
     """float64 [..] for pairs int [.., 2] by one of NAMES.
 
     Args:
@@ -134,7 +135,7 @@ def distances(graph: CSR, pairs: np.ndarray) -> np.ndarray:
     width = max(CELLS // max(len(graph.indices), graph.num_nodes, 1), 1) * 64
     by_source = np.argsort(which, kind="stable")
     bounds = np.searchsorted(which[by_source], np.arange(0, len(nodes) + width, width))
-    for at, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for at, (low, high) in enumerate(pairwise(bounds)):
         rows = by_source[low:high]
         roots = nodes[at * width : (at + 1) * width]
         found[rows] = _levels(graph, roots, which[rows] - at * width, target[rows])
@@ -258,8 +259,8 @@ def katz(graph: CSR, pairs: np.ndarray, beta: float = BETA, length: int = 0) -> 
         largest = largest_eigenvalue(graph)
         if beta * largest >= 1:
             raise ValueError(
-                f"katz: the sum over all walks does not exist for beta={beta} on this graph: choose "
-                f"beta below {1 / largest:.6f} (1 / largest eigenvalue), or length >= 1"
+                f"katz: the sum over all walks does not exist for beta={beta} on this graph: "
+                f"choose beta below {1 / largest:.6f} (1 / largest eigenvalue), or length >= 1"
             )
     return _by_source(graph, pairs, _walks(graph, beta, length))[0]
 
@@ -368,7 +369,8 @@ def regression_targets(
         raise ValueError(f"target {name!r} is unknown; choose from {', '.join(TARGETS)}")
     if graph.num_nodes > DENSE:
         raise ValueError(
-            f"targets are scaled by all pairs of nodes: {graph.num_nodes} nodes are more than {DENSE}"
+            f"targets are scaled by all pairs of nodes: {graph.num_nodes} nodes are more than "
+            f"{DENSE}"
         )
     csr.check_ids(pairs, graph.num_nodes, "pairs")
     every = np.stack(np.triu_indices(graph.num_nodes), axis=1)

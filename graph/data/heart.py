@@ -15,6 +15,7 @@ by accident; so the same structure comes out, not the same negatives.
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse as sp
@@ -52,35 +53,42 @@ def negatives(
     out[:, :count, 0], out[:, count:, 1] = pos[:, :1], pos[:, 1:]
     nodes, which = np.unique(pos, return_inverse=True)
     which = which.reshape(pos.shape)
-    rng = np.random.default_rng(seed)
     matrix = heuristics.adjacency(graph)
     shrunk = sp.csr_array(sp.diags_array(1 / np.maximum(csr.degrees(graph), 1)) @ matrix)
     for at in range(0, len(nodes), BATCH):
         batch = nodes[at : at + BATCH]
         allocation = sp.csr_array(matrix[batch] @ shrunk)
         rank = heuristics.ppr_push(graph, batch, epsilon=epsilon)
-        for row, end in zip(*np.nonzero((which >= at) & (which < at + BATCH)), strict=True):
-            i, node = which[row, end] - at, pos[row, end]
+        for row, end in np.argwhere((which >= at) & (which < at + BATCH)).tolist():
+            i, node = int(which[row, end]) - at, pos[row, end]
+            rng = np.random.default_rng([seed, row, end])
             barred = known.indices[known.indptr[node] : known.indptr[node + 1]]
             barred = np.concatenate([barred, pos[row]])
-            chosen = _nearest(allocation[[i]], rank[[i]], barred, count, rng)
+            scored = [_row(allocation, i), _row(rank, i)]
+            chosen = _nearest(scored, graph.num_nodes, barred, count, rng)
             half = slice(count) if end == 0 else slice(count, None)
             out[row, half, 1 - end] = chosen
     return out
 
 
+def _row(matrix: sp.csr_array, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """(columns, values) of row i."""
+    part = slice(matrix.indptr[i], matrix.indptr[i + 1])
+    return matrix.indices[part], matrix.data[part]
+
+
 def _nearest(
-    allocation: sp.csr_array,
-    pagerank: sp.csr_array,
+    scored: Sequence[tuple[np.ndarray, np.ndarray]],
+    num_nodes: int,
     barred: np.ndarray,
     count: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """[count] nodes by the better of their ranks in two rows [1, V]."""
-    places = np.full(allocation.shape[1], np.inf)
-    for row in (allocation, pagerank):
-        free = (row.data > 0) & ~np.isin(row.indices, barred)
-        columns, values = row.indices[free], row.data[free]
+    """[count] nodes by the better of their ranks; scored: (nodes, their scores) of each kind."""
+    places = np.full(num_nodes, np.inf)
+    for columns, values in scored:
+        free = (values > 0) & ~np.isin(columns, barred)
+        columns, values = columns[free], values[free]
         ordered = np.sort(-values)
         places[columns] = np.minimum(places[columns], np.searchsorted(ordered, -values) + 1)
     found = np.flatnonzero(np.isfinite(places))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graphs made from a seed: one in which links can be predicted, one with the shape of large ones."""
+"""Graphs made from a seed: one whose links can be predicted, one with the shape of large ones."""
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def planted(seed: int, num_nodes: int = 200, degree: int = 12, noise: float = 0.
 
 
 def chung_lu(num_nodes: int, num_edges: int, seed: int, exponent: float = 2.3) -> np.ndarray:
-    """Cleaned edges int32 [num_edges, 2] whose expected degrees follow a power law (Chung, Lu 2002).
+    """Cleaned edges int32 [num_edges, 2], expected degrees by a power law (Chung, Lu 2002).
 
     Each end of an edge is drawn by weight (rank + 1)^(-1 / (exponent - 1)), no weight above
     sqrt(2 E) expected edges, as the model needs; loops and repeats are drawn again. Which node has

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Graphs in .npz files: <root>/graph/<name>.npz and, for fixed splits, <name>_splits.npz.
 
-A graph:        edges [E, 2], num_nodes
+A graph:        edges [E, 2], num_nodes; times [E] where a split by time is wanted
 Split links:    train_pos, [train_neg], valid_pos, valid_neg, test_pos, test_neg, num_nodes
                 HeaRT:  heart_valid_neg, heart_test_neg [P, K, 2]
                 OGB:    negatives may be private [P, K, 2]; late [X, 2] (edges seen at the test);
@@ -101,7 +101,10 @@ def read_graph(name: str, root: str | Path) -> Raw:
         first = [arrays[k] for k in ("split0_train_pos", "split0_test_pos") if k in arrays]
         parts = first or [arrays.get("late", np.zeros((0, 2), np.int32))]
     features, names = extras(arrays, count, path)
-    return raw(np.concatenate(parts), count, None, features, names)
+    edges, times = np.concatenate(parts), arrays.get("times")
+    if times is not None and times.shape != (len(edges),):
+        raise ValueError(f"{path}: times {list(times.shape)} for {len(edges)} edges")
+    return raw(edges, count, times, features, names)
 
 
 def split_indices(name: str, root: str | Path) -> list[int]:

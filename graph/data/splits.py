@@ -133,8 +133,8 @@ def temporal(
     counts = np.bincount(label, minlength=3)
     if not counts.all():
         raise ValueError(
-            f"a split by time would leave {counts[0]} train, {counts[1]} valid and {counts[2]} test "
-            f"edges: {len(np.unique(times))} distinct times are too few for these shares"
+            f"a split by time would leave {counts[0]} train, {counts[1]} valid and {counts[2]} "
+            f"test edges: {len(np.unique(times))} distinct times are too few for these shares"
         )
     return _labelled(edges, label, num_nodes, seed)
 
