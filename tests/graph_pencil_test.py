@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import optax
 import pytest
 import scipy.special
 
+from experiments import checkpoint
 from graph import bits, pencil
 from graph.config import OptimConfig, PencilConfig
 from graph.pencil import Pencil
@@ -418,7 +420,7 @@ def test_dropout_is_where_it_belongs() -> None:
         return np.asarray(apply(variables, batch, rngs=rngs))
 
     for dropout, attention_dropout in ((0.3, 0.0), (0.0, 0.3)):
-        cfg = config(layers=1, dropout=dropout, attention_dropout=attention_dropout)
+        cfg = config(dropout=dropout, attention_dropout=attention_dropout, scan=True)
         variables = loud(start(cfg, batch))
         still = logits(cfg, variables, batch)
         first, second = (run(cfg, variables, seed) for seed in (0, 1))
@@ -441,34 +443,46 @@ def test_scan_remat_and_dtype() -> None:
     assert low.dtype == np.float32 and 0 < np.abs(low - want).max() < 0.1 * max(np.ptp(want), 1)
 
 
-def test_adamw_leaves_the_projection() -> None:
-    """Ten updates with decay move every trained value and not one bit of P."""
-    cfg, optim = config(), OptimConfig(lr=1e-3, weight_decay=0.1)
-    batch = some()
+def test_training_resumes_and_leaves_the_projection(tmp_path: Path) -> None:
+    """Ten updates with dropout and decay move every trained value and no bit of P; saved, restored
+    and ten more are bit for bit the twenty in one go."""
+    cfg, optim = config(scan=True), OptimConfig(lr=1e-3, weight_decay=0.1)
+    batch, labels = some(), jnp.array([1.0, 0, 1, 0])
     variables = start(cfg, batch)
-    before = np.asarray(variables["frozen"]["projection"]).tobytes()
-    tx = optax.adamw(optim.lr, optim.b1, optim.b2, optim.eps, weight_decay=optim.weight_decay)
-    params, frozen, labels = variables["params"], variables["frozen"], jnp.array([1.0, 0, 1, 0])
     assert set(variables) == {"params", "frozen"}
+    tx = optax.adamw(optim.lr, optim.b1, optim.b2, optim.eps, weight_decay=optim.weight_decay)
+    begin = {**variables, "opt": tx.init(variables["params"]), "step": jnp.int32(0)}
 
     @jax.jit
-    def update(params: Any, state: Any, frozen: Any) -> Any:
-        def loss(params: Any) -> jax.Array:
-            out: Any = Pencil(cfg).apply({"params": params, "frozen": frozen}, batch)
-            return pencil.bce(out, labels, jnp.ones(4))
+    def ten(state: Any) -> Any:
+        def update(state: Any, _: None) -> Any:
+            rngs = {"dropout": jax.random.fold_in(jax.random.key(5), state["step"])}
 
-        value, grads = jax.value_and_grad(loss)(params)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, value
+            def loss(params: Any) -> jax.Array:
+                given = {"params": params, "frozen": state["frozen"]}
+                out: Any = Pencil(cfg).apply(given, batch, deterministic=False, rngs=rngs)
+                return pencil.bce(out, labels, jnp.ones(4))
 
-    state, losses = tx.init(params), []
-    for _ in range(10):
-        params, state, value = update(params, state, frozen)
-        losses.append(float(value))
-    assert losses[-1] < losses[0]
-    assert np.asarray(frozen["projection"]).tobytes() == before
-    old, new = jax.tree.leaves(variables["params"]), jax.tree.leaves(params)
+            value, grads = jax.value_and_grad(loss)(state["params"])
+            updates, opt = tx.update(grads, state["opt"], state["params"])
+            params = optax.apply_updates(state["params"], updates)
+            return {**state, "params": params, "opt": opt, "step": state["step"] + 1}, value
+
+        return jax.lax.scan(update, state, None, length=10)
+
+    middle, losses = ten(begin)
+    assert losses[-1] < losses[0] and np.ptp(losses) > 1e-3
+    assert np.array_equal(middle["frozen"]["projection"], begin["frozen"]["projection"])
+    old, new = jax.tree.leaves(begin["params"]), jax.tree.leaves(middle["params"])
     assert all(np.all(a != b) for a, b in zip(old, new, strict=True))
+    with checkpoint.open_manager(tmp_path) as manager:
+        checkpoint.save(manager, 10, middle, {}, {})
+        checkpoint.wait(manager)
+        back = checkpoint.restore(manager, 10, jax.eval_shape(lambda: middle))
+    ends = ten(middle)[0], ten(back)[0]
+    for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
+        assert np.array_equal(a, b)
+    assert int(ends[1]["step"]) == 20
 
 
 def test_losses() -> None:

@@ -84,7 +84,7 @@ def test_pencil_tells_distances_apart() -> None:
     parts = [graphs.links(graphs.cycle(c), [(0, 2), (0, 3)], hops=2, slots=10) for c in CYCLES]
     batch = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
     labels = jnp.tile(jnp.array([1.0, 0.0]), len(parts))
-    sizes = dict(slots=10, width=32, heads=4, mlp_width=64, layers=2, scan=True)
+    sizes = dict(slots=10, width=32, heads=4, mlp_width=64, layers=2, remat=True)
     model = pencil.Pencil(PencilConfig(**sizes, dropout=0.0, attention_dropout=0.0))
     variables = jax.jit(model.init)(jax.random.key(0), batch)
     frozen, tx = variables["frozen"], optax.adamw(2e-3, weight_decay=0.01)
