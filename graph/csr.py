@@ -78,36 +78,6 @@ def clean(edges: np.ndarray, num_nodes: int) -> Cleaned:
     return Cleaned(out, loops, len(edges) - loops - len(keys))
 
 
-def offset_dtype(entries: int, wide: bool = True) -> type[np.signedinteger]:
-    """Type that counts `entries` neighbours: int32 below 2^31, else int64 (`wide`).
-
-    Raises:
-        ValueError: 2^31 entries or more where there are no 64-bit integers: they would wrap.
-    """
-    if entries <= LIMIT:
-        return np.int32
-    if not wide:
-        raise ValueError(
-            f"{entries} entries (2^31 or more) need 64-bit offsets, which are off here: set "
-            "JAX_ENABLE_X64=1, sample on the host, or shard the graph"
-        )
-    return np.int64
-
-
-def check_offsets(graph: CSR, wide: bool = True) -> None:
-    """Raises ValueError: offsets too narrow for the entries, or cut to 32 bits where `wide` is not
-    given (jax without x64 would wrap them), or not going up from 0 to the number of entries."""
-    entries = len(graph.indices)
-    needed = offset_dtype(entries, wide)
-    if np.iinfo(graph.indptr.dtype).max < np.iinfo(needed).max:
-        raise ValueError(f"indptr of {graph.indptr.dtype} cannot count {entries} entries")
-    ends = [int(x) for x in np.asarray(graph.indptr[[0, -1]])]
-    if ends != [0, entries] or (np.diff(graph.indptr) < 0).any():
-        raise ValueError(
-            f"indptr must go up from 0 to {entries}, it goes from {ends[0]} to {ends[1]}"
-        )
-
-
 def build(edges: np.ndarray, num_nodes: int) -> CSR:
     """CSR of cleaned edges int [E, 2] (u < v, no repeats), in memory linear in E.
 
@@ -127,7 +97,7 @@ def build(edges: np.ndarray, num_nodes: int) -> CSR:
     if (keys[1:] == keys[:-1]).any():
         raise ValueError("build: edges hold repeats; clean them first")
     starts = np.arange(num_nodes + 1, dtype=np.int64) * num_nodes
-    indptr = np.searchsorted(keys, starts).astype(offset_dtype(entries))
+    indptr = np.searchsorted(keys, starts).astype(np.int32 if entries <= LIMIT else np.int64)
     indices = np.empty(entries, np.int32)
     for at in range(0, entries, CHUNK):
         part = slice(at, at + CHUNK)

@@ -25,9 +25,9 @@ import scipy.sparse.linalg as spl
 
 from graph import csr
 from graph.csr import CSR
+from graph.names import HEURISTICS as NAMES
+from graph.names import TARGETS
 
-NAMES = ("cn", "aa", "ra", "pa", "jaccard", "spd", "katz", "ppr")
-TARGETS = ("cn", "aa", "ra", "katz", "pagerank", "spd")
 BETA = 0.005
 ALPHA = 0.15
 NO_PATH = 999.0

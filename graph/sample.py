@@ -20,9 +20,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from graph.bits import pack, unpack
 from graph.csr import CSR
 from graph.sampling import device, host, sharded
-from graph.sampling.batch import Array, LinkBatch, check_pairs, pack, unpack
+from graph.sampling.batch import Array, LinkBatch, check_pairs
 from graph.sampling.buckets import Bucket, fit, group, repad
 from graph.sampling.config import SampleConfig, Slots, num_slots
 from graph.sampling.draws import orient

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from graph import csr
-from graph.csr import CSR
 
 
 def noisy(seed: int, num_nodes: int, count: int) -> np.ndarray:
@@ -80,21 +79,3 @@ def test_build_refuses_what_clean_takes_out() -> None:
         csr.build(np.array([[0, 1], [1, 0]]), 3)
     with pytest.raises(ValueError, match="does not fit int32"):
         csr.clean(np.zeros((0, 2), int), 2**31)
-
-
-def test_offsets_never_wrap() -> None:
-    """2^31 entries, of which none is in memory."""
-    assert csr.offset_dtype(2**31 - 1, wide=False) is np.int32
-    assert csr.offset_dtype(2**31) is np.int64
-    with pytest.raises(ValueError, match=r"2147483648 entries .* 64-bit offsets.*JAX_ENABLE_X64"):
-        csr.offset_dtype(2**31, wide=False)
-    many = np.broadcast_to(np.int32(0), 2**31)
-    wide = CSR(np.array([0, 2**31], np.int64), many)
-    csr.check_offsets(wide)
-    with pytest.raises(ValueError, match="64-bit"):
-        csr.check_offsets(wide, wide=False)
-    with pytest.raises(ValueError, match="indptr of int32 cannot count 2147483648"):
-        csr.check_offsets(CSR(np.array([0, -(2**31)], np.int32), many))
-    with pytest.raises(ValueError, match="go up from 0 to 4, it goes from 0 to 3"):
-        csr.check_offsets(CSR(np.array([0, 3], np.int32), np.zeros(4, np.int32)))
-    csr.check_offsets(csr.build(np.array([[0, 1]]), 2), wide=False)

@@ -11,7 +11,6 @@ import pytest
 from scipy.stats import chi2
 
 from graph import csr, sample
-from graph.sampling import batch as batches
 from graph.sampling import buckets, device, draws, host
 from graph.sampling.config import SampleConfig, check_slots, ladder, num_slots
 
@@ -348,17 +347,6 @@ def test_words_of_threefry() -> None:
     wanted = [int(a) * int(b) >> 32 for a, b in zip(bits, bound, strict=True)]
     assert draws.below(bits, bound).tolist() == wanted
     assert draws.below(jnp.asarray(bits), jnp.asarray(bound)).tolist() == wanted
-
-
-def test_packed_bits() -> None:
-    rng = np.random.default_rng(0)
-    wide = rng.random((3, 70)) < 0.5
-    bits = batches.pack(jnp.asarray(wide))
-    assert bits.shape == (3, 3) and bits.dtype == jnp.uint32
-    assert [[int(bits[i, j // 32]) >> j % 32 & 1 for j in range(70)] for i in range(3)] == (
-        wide.astype(int).tolist()
-    )
-    assert np.array_equal(batches.unpack(bits, 70), wide)
 
 
 def test_order_of_endpoints_is_a_fair_coin_of_the_pair() -> None:

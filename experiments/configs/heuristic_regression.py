@@ -21,11 +21,11 @@ from ml_collections import ConfigDict
 
 from experiments import settings
 from experiments.configs import graph_heuristics, pencil
+from graph import names
 from graph.config import OptimConfig, PencilConfig, SubgraphGNNConfig
 from graph.sampling.config import num_slots
 
 KINDS = ("pencil", "gcn", "sage", "gat")
-TARGETS = ("cn", "aa", "ra", "katz", "pagerank", "spd")
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Target:
     name: str
 
     def __post_init__(self) -> None:
-        if self.name not in TARGETS:
-            raise ValueError(f"name={self.name!r}: must be one of {TARGETS}")
+        if self.name not in names.TARGETS:
+            raise ValueError(f"name={self.name!r}: must be one of {names.TARGETS}")
 
 
 @dataclass(frozen=True)

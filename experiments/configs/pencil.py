@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from experiments import settings
 from experiments.configs import graph_heuristics
+from graph import names
 from graph.config import OptimConfig, PencilConfig
 from graph.sampling.config import SampleConfig, num_slots
 
@@ -185,7 +186,7 @@ def predictor_config(system: str, arg: str) -> ConfigDict:
             "batch": 256,
             "top": 10,
             "candidates": 2000,
-            "heuristics": graph_heuristics.ALL,
+            "heuristics": names.HEURISTICS,
         }
     )
     config.log.every = 10

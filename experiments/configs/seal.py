@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """SEAL: distances to both ends as labels, and a GCN on the subgraph (Zhang and Chen 2018).
 
-Published AUC, mean of the ten fixed splits [secondary]: USAir .966, PB .947, Yeast .979, Power .876,
-Router .964. Pooling is by the endpoints, not by sorting [our choice].
+Published AUC, mean of the ten fixed splits [secondary]: USAir .966, PB .947, Yeast .979, Power
+.876, Router .964. Pooling is by the endpoints, not by sorting [our choice].
 
 :base   USAir, fixed split 0, on PENCIL's subgraphs; two minutes on 2 CPU cores.
         python experiments/run.py --config=experiments/configs/seal.py

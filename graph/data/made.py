@@ -3,7 +3,6 @@
 
 import numpy as np
 
-from graph import csr
 from graph.data.raw import Raw, raw
 
 CHUNK = 1 << 22  # edges drawn at a time
@@ -97,7 +96,6 @@ def chung_lu_graph(name: str) -> Raw:
             f"name={name!r}: a Chung-Lu graph is named <nodes>-<edges>-<seed>, e.g. 10000-50000-0"
         )
     nodes, edges, seed = (int(part) for part in parts)
-    csr.offset_dtype(2 * edges)
     found = chung_lu(nodes, edges, seed)
     empty = np.zeros((nodes, 0), np.float32)
     names = [str(i) for i in range(nodes)]

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every sampler returns, and its packed bits."""
+"""What every sampler returns, and the links it takes."""
 
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from graph import csr
@@ -25,28 +24,6 @@ class LinkBatch(NamedTuple):
     n: Array
     ids: Array
     dropped: Array
-
-
-def words(size: int) -> int:
-    """Words that hold `size` bits."""
-    return -(-size // 32)
-
-
-def pack(adjacency: jax.Array) -> jax.Array:
-    """bool [.., N] -> uint32 [.., ceil(N / 32)], bit j % 32 of word j // 32."""
-    size = adjacency.shape[-1]
-    wide = [(0, 0)] * (adjacency.ndim - 1) + [(0, words(size) * 32 - size)]
-    bits = jnp.pad(adjacency, wide).reshape(*adjacency.shape[:-1], words(size), 32)
-    place = jnp.arange(32, dtype=jnp.uint32).reshape((1,) * (bits.ndim - 1) + (32,))
-    return (bits.astype(jnp.uint32) << place).sum(-1, dtype=jnp.uint32)
-
-
-def unpack(bits: Array, size: int) -> jax.Array:
-    """uint32 [.., ceil(size / 32)] -> bool [.., size], inverse of `pack`."""
-    bits = jnp.asarray(bits)
-    place = jnp.arange(32, dtype=jnp.uint32).reshape((1,) * bits.ndim + (32,))
-    wide = (bits[..., None] >> place) & 1
-    return wide.reshape(*bits.shape[:-1], bits.shape[-1] * 32)[..., :size].astype(bool)
 
 
 def check_pairs(pairs: np.ndarray, num_nodes: int) -> None:

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from graph.sampling.batch import LinkBatch, words
+from graph.bits import words
+from graph.sampling.batch import LinkBatch
 
 
 class Bucket(NamedTuple):

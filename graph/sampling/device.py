@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core, lax
 
+from graph.bits import pack, words
 from graph.csr import CSR, LIMIT, degrees
 from graph.sampling import draws
-from graph.sampling.batch import LinkBatch, check_pairs, pack, words
+from graph.sampling.batch import LinkBatch, check_pairs
 from graph.sampling.config import SampleConfig, Slots, check_slots, levels, num_slots
 
 DENSE_LIMIT = 60_000  # nodes; the bit matrix takes 450 MB there

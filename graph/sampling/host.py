@@ -19,9 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from graph.bits import words
 from graph.csr import CSR, degrees
 from graph.sampling import draws
-from graph.sampling.batch import LinkBatch, check_pairs, words
+from graph.sampling.batch import LinkBatch, check_pairs
 from graph.sampling.buckets import Bucket, place
 from graph.sampling.config import SampleConfig, Slots, check_slots, levels, num_slots
 
