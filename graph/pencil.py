@@ -189,7 +189,7 @@ class SelfAttention(nn.Module):
             "q_segment_ids": seen,
             "kv_segment_ids": seen,
         }
-        if self.is_mutable_collection("maps"):
+        if self.is_mutable_collection("maps") and not self.is_initializing():
             self.sow("maps", "attention", kinds.attention_map(q, k, **options))
         if cfg.attention_dropout and not self.deterministic:
             A = kinds.attention_map(q, k, **options)

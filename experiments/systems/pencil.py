@@ -41,7 +41,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         variables = {"params": state["params"], "frozen": state["frozen"]}
         maps = np.asarray(attention_of(model, variables, found, tables(found)))[0]
         n = int(np.asarray(found.n)[0])
-        adjacency = np.asarray(sample.unpack(found.adj_bits, found.ids.shape[1]))[0, :n, :n]
+        adjacency = sample.unpack(np.asarray(found.adj_bits), found.ids.shape[1])[0, :n, :n]
         names = [known["names"][int(i)] for i in np.asarray(found.ids)[0, :n]]
         title = f"{names[0]} - {names[1]}, the likeliest small link of the test; last layer"
         picture = links_figures.link_picture(adjacency, names, list(maps[:, :n]), title)
