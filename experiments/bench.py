@@ -5,6 +5,7 @@
     python experiments/bench.py loop
     python experiments/bench.py attention
     python experiments/bench.py rec
+    python experiments/bench.py sampler
 
 Every case is called once to compile, then all cases are called in turn, `repeats` times, so that
 a busy machine slows them alike. Printed are ratios first, then medians with their spread
@@ -29,7 +30,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0:0] = [str(ROOT)]
-BENCHES = ("attention", "banyan", "loop", "rec")
+BENCHES = ("attention", "banyan", "loop", "rec", "sampler")
 MIN_REPEATS = 5
 COLUMNS = ("row", "envs", "steps_per_s", "spread", "first_call_s", "repeats")  # of every row
 

@@ -46,7 +46,7 @@ from experiments import transfer
 from experiments.transfer import DataError
 
 # Modules that export FILES; a new library is one more name.
-LIBRARIES = ("banyan.data", "attention.data", "rec.data")
+LIBRARIES = ("banyan.data", "attention.data", "rec.data", "graph.data")
 CHUNK = 1 << 20  # bytes
 
 Dataset = Mapping[str, Any]

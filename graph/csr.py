@@ -59,11 +59,14 @@ def clean(edges: np.ndarray, num_nodes: int) -> Cleaned:
     if not 0 <= num_nodes <= LIMIT:
         raise ValueError(f"num_nodes={num_nodes} does not fit int32 ids")
     check_ids(edges, num_nodes)
-    low, high = edges.min(1).astype(np.int64), edges.max(1)
-    keys = low * num_nodes + high
-    keys = keys[low != high]
-    loops = len(edges) - len(keys)
-    del low, high
+    keys = np.empty(len(edges), np.int64)  # u * V + v
+    filled = 0
+    for at in range(0, len(edges), CHUNK):
+        u, v = edges[at : at + CHUNK].astype(np.int64).T
+        part = (np.minimum(u, v) * num_nodes + np.maximum(u, v))[u != v]
+        keys[filled : filled + len(part)] = part
+        filled += len(part)
+    keys, loops = keys[:filled], len(edges) - filled
     keys.sort()
     first = np.ones(len(keys), bool)
     np.not_equal(keys[1:], keys[:-1], out=first[1:])
@@ -93,9 +96,8 @@ def build(edges: np.ndarray, num_nodes: int) -> CSR:
     keys.sort()
     if (keys[1:] == keys[:-1]).any():
         raise ValueError("build: edges hold repeats; clean them first")
-    offset = np.int32 if entries <= LIMIT else np.int64
     starts = np.arange(num_nodes + 1, dtype=np.int64) * num_nodes
-    indptr = np.searchsorted(keys, starts).astype(offset)
+    indptr = np.searchsorted(keys, starts).astype(np.int32 if entries <= LIMIT else np.int64)
     indices = np.empty(entries, np.int32)
     for at in range(0, entries, CHUNK):
         part = slice(at, at + CHUNK)
@@ -110,9 +112,16 @@ def degrees(graph: CSR) -> np.ndarray:
 
 def edges_of(graph: CSR) -> np.ndarray:
     """int32 [E, 2], u < v, ascending: inverse of `build`."""
-    rows = np.repeat(np.arange(graph.num_nodes, dtype=np.int32), degrees(graph))
-    upper = rows < graph.indices
-    return np.stack([rows[upper], graph.indices[upper]], 1)
+    entries = len(graph.indices)
+    out, filled = np.empty((entries // 2, 2), np.int32), 0
+    for at in range(0, entries, CHUNK):
+        ends = graph.indices[at : at + CHUNK]
+        rows = np.searchsorted(graph.indptr, np.arange(at, at + len(ends)), "right") - 1
+        upper = np.flatnonzero(rows < ends)
+        part = slice(filled, filled + len(upper))
+        out[part, 0], out[part, 1] = rows[upper], ends[upper]
+        filled += len(upper)
+    return out
 
 
 def contains(graph: CSR, pairs: np.ndarray) -> np.ndarray:

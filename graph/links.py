@@ -54,8 +54,8 @@ class LinkData(NamedTuple):
 
 def check(data: LinkData) -> None:
     """Raises ValueError: ids out of range, loops among positives, an empty side, private negatives
-    of another count, features of another length, or a valid or test edge that stands in the graph
-    it is predicted on (a leak)."""
+    of another count, features of another length, or a test edge that stands in the graph (a leak;
+    in a directed one: among the links of training)."""
     split = data.split
     for name, pairs in (
         ("graph", split.graph),
@@ -86,9 +86,20 @@ def check(data: LinkData) -> None:
         loops = np.flatnonzero(links.pos[:, 0] == links.pos[:, 1])
         if len(loops):
             raise ValueError(f"{data.name}: {side} link {links.pos[loops[0]].tolist()} is a loop")
-    known = np.flatnonzero(csr.contains(graph, split.test.pos))
+    # Where order counts, the same link the other way round is another link.
+    known = np.flatnonzero(
+        _among(split.test.pos, split.train, data.num_nodes)
+        if data.directed
+        else csr.contains(graph, split.test.pos)
+    )
     if len(known):
         raise ValueError(
             f"{data.name}: test link {split.test.pos[known[0]].tolist()} stands in the training "
             f"graph, as {len(known)} of {len(split.test.pos)} do: take them out of the graph"
         )
+
+
+def _among(pairs: np.ndarray, others: np.ndarray, num_nodes: int) -> np.ndarray:
+    """Whether each of pairs [P, 2] is a row of others, order counting, bool [P]."""
+    keys = [x[:, 0].astype(np.int64) * num_nodes + x[:, 1] for x in (pairs, others)]
+    return np.isin(keys[0], keys[1])

@@ -6,7 +6,6 @@ The interactions are no artifact: they are read again through the data root and 
 is one, is compared. Names and texts of items are artifacts, so that a run folder can recommend.
 """
 
-import difflib
 import functools
 import json
 import textwrap
@@ -19,6 +18,7 @@ from ml_collections import ConfigDict
 
 from experiments import data
 from experiments.errors import UserError
+from experiments.queries import lookup
 from rec import augment, metrics, text
 from rec.baselines import evaluation as baselines
 from rec.baselines import reachability, scorers
@@ -258,7 +258,7 @@ def make_recommend(
         lines = [line.split() for line in query.splitlines() if line.strip()]
         if not lines:
             raise UserError('--query="": give items of a history, oldest first, or @FILE')
-        histories = [[_item(name, number) for name in line] for line in lines]
+        histories = [[lookup(name, number, "item") for name in line] for line in lines]
         out = []
         for names, history in zip(lines, histories, strict=True):
             note = ""
@@ -274,17 +274,6 @@ def make_recommend(
         return "\n".join(out)
 
     return recommend
-
-
-def _item(name: str, number: Mapping[str, int]) -> int:
-    if name in number:
-        return number[name]
-    near = difflib.get_close_matches(name, number, 3)
-    hint = f"; did you mean {', '.join(near)}?" if near else ""
-    raise UserError(
-        f"--query: unknown item {name!r}{hint} (this run knows {len(number):,} items, such as "
-        f"{', '.join(list(number)[:3])})"
-    )
 
 
 def short(words: str) -> str:

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wiring of PENCIL."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import settings
+from experiments.contract import Experiment, Rows
+from experiments.systems import link_predictors, link_training, links, links_figures
+from graph import sample
+from graph.pencil import Pencil, attention_of, gather
+
+prepare = links.prepare
+
+
+def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
+    """Experiment of one config.
+
+    Raises:
+        ValueError: several seeds; config.model.slots below what is sampled; features fused where
+            there are none.
+    """
+    groups = settings.groups(config)
+    cfg, sampling = groups["model"], groups["sample"]
+    link_training.check_slots(config, cfg.slots)
+    features = np.asarray(artifacts["features"])
+    if cfg.fusion != "none" and not features.shape[1]:
+        raise ValueError(
+            f"config.model.fusion={cfg.fusion!r}: {config.data.name} brings no node features; use "
+            "--config.model.fusion=none"
+        )
+    model = Pencil(cfg)
+    known = {"graph": links.graph_of(artifacts), "names": list(artifacts["names"])}
+
+    def around(state: Mapping[str, Any], pair: np.ndarray) -> dict[str, bytes | Rows]:
+        """The subgraph of a link, and what its task tokens read in the last layer."""
+        found = link_training.one(known["graph"], pair, sampling)
+        variables = {"params": state["params"], "frozen": state["frozen"]}
+        maps = np.asarray(attention_of(model, variables, found, tables(found)))[0]
+        n = int(np.asarray(found.n)[0])
+        adjacency = sample.unpack(np.asarray(found.adj_bits), found.ids.shape[1])[0, :n, :n]
+        names = [known["names"][int(i)] for i in np.asarray(found.ids)[0, :n]]
+        title = f"{names[0]} - {names[1]}, the likeliest small link of the test; last layer"
+        picture = links_figures.link_picture(adjacency, names, list(maps[:, :n]), title)
+        return {"What is read around a link": picture}
+
+    def tables(found: Any) -> Any:
+        return gather(features, found.ids) if cfg.fusion != "none" else None
+
+    predictor = link_predictors.of_subgraphs(model, cfg.fusion != "none")
+    return link_training.make(config, artifacts, predictor, around)

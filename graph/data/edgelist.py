@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lists of edges: SNAP text files, and tables of your own (CSV or Parquet).
+
+snap   <root>/graph/<name>.txt[.gz]: # comments, then two fields a line, or three with a time.
+own    <root>/graph/<name>.csv, .csv.gz or .parquet: columns source and target, time if there is
+       one (numbers, or dates). Beside it, if wanted, one of
+           <name>_nodes.csv, .csv.gz, .parquet   column node, all others are features
+           <name>_features.npy                   [V, F] in node order; nodes are then 0 .. V - 1
+
+Files may lie in <root> too. Nodes may have any name; names that are all numbers are put in their
+order. With a table of nodes its order counts, nodes without edges stay, and an edge to a node it
+does not hold is refused. Without one, the nodes are those that have an edge.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graph import csr
+from graph.data.raw import Raw, find, maybe, raw
+from graph.data.text import lines, numbered
+
+TABLES = (".csv", ".csv.gz", ".parquet")
+
+
+def read_snap(name: str, root: str | Path) -> Raw:
+    """A SNAP edge list.
+
+    Raises:
+        ValueError: a missing or damaged file, a line of another number of fields, a negative id, a
+            time that is no number; file and line are named.
+    """
+    path = find(root, f"{name}.txt", f"{name}.txt.gz")
+    ends: list[str] = []
+    times: list[float] = []
+    width = 0
+    for number, line in lines(path):
+        fields = line.split()
+        width = width or len(fields)
+        if len(fields) != width or width not in (2, 3):
+            raise ValueError(
+                f"{path}:{number}: two fields (source, target) or three (and a time) are expected "
+                f"in every line, got {len(fields)}"
+            )
+        negative = [x for x in fields[:2] if x.startswith("-") and x[1:].isdigit()]
+        if negative:
+            raise ValueError(f"{path}:{number}: node id {negative[0]} is negative")
+        ends += fields[:2]
+        if width == 3:
+            try:
+                times.append(float(fields[2]))
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: time {fields[2]!r} is no number") from error
+    if not ends:
+        raise ValueError(f"{path} has no edges")
+    ids, names = numbered(np.array(ends))
+    return raw(ids.reshape(-1, 2), len(names), np.array(times), None, names)
+
+
+def read_own(
+    name: str,
+    root: str | Path,
+    source: str = "source",
+    target: str = "target",
+    time: str = "time",
+    node: str = "node",
+) -> Raw:
+    """A table of edges with what lies beside it; the other arguments are names of columns.
+
+    Raises:
+        ValueError: a missing or damaged file, a missing column, an empty cell, a node without a
+            row, a node twice, features of the wrong length or kind.
+    """
+    path = find(root, *(f"{name}{end}" for end in TABLES))
+    table = _table(path, (source, target), (source, target))
+    ends = np.array([_names(table[source]), _names(table[target])]).T.reshape(-1)
+    if not len(ends):
+        raise ValueError(f"{path} has no edges")
+    times = _times(path, table[time], time) if time in table else None
+    nodes = maybe(root, *(f"{name}_nodes{end}" for end in TABLES))
+    array = maybe(root, f"{name}_features.npy")
+    if nodes:
+        return _with_nodes(nodes, node, path, ends, times)
+    if array:
+        features = _array(array)
+        try:
+            ids = np.array([int(x) for x in ends])
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: with {array.name} nodes are the numbers 0 .. {len(features) - 1}: {error}"
+            ) from error
+        csr.check_ids(ids.reshape(-1, 2), len(features), str(path))
+        return raw(ids.reshape(-1, 2), len(features), times, features)
+    ids, names = numbered(ends)
+    return raw(ids.reshape(-1, 2), len(names), times, None, names)
+
+
+def _with_nodes(
+    path: Path, node: str, edges: Path, ends: np.ndarray, times: np.ndarray | None
+) -> Raw:
+    table = _table(path, (node,), (node,))
+    names = _names(table.pop(node))
+    place = {name: i for i, name in enumerate(names)}
+    unknown = next((x for x in ends.tolist() if x not in place), None)
+    if unknown is not None:
+        raise ValueError(f"{edges}: node {unknown!r} has no row in {path}")
+    columns = []
+    for column, values in table.items():
+        numbers = values.to_numpy(zero_copy_only=False) if hasattr(values, "to_numpy") else values
+        if np.asarray(numbers).dtype.kind not in "iufb":
+            raise ValueError(f"{path}: column {column!r} holds no numbers; take it out")
+        columns.append(np.asarray(numbers, np.float32))
+    features = np.stack(columns, axis=1) if columns else None
+    ids = np.array([place[x] for x in ends.tolist()]).reshape(-1, 2)
+    return raw(ids, len(names), times, features, names)
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as a .npy file of numbers: {error}") from error
+    if array.ndim != 2:
+        raise ValueError(f"{path}: features [V, F] are expected, got {list(array.shape)}")
+    return array
+
+
+def _table(path: Path, wanted: tuple[str, ...], text: tuple[str, ...]) -> dict[str, Any]:
+    """Columns as Arrow arrays, without empty cells; those of `text` in a CSV file stay text."""
+    import pyarrow as pa  # late: whoever reads FORMATS need not wait for it
+    from pyarrow import csv, parquet
+
+    try:
+        if path.suffix == ".parquet":
+            table = parquet.read_table(path)
+        else:
+            kept = csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()))
+            table = csv.read_csv(path, convert_options=kept)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    for column in wanted:
+        if column not in table.column_names:
+            raise ValueError(f"{path}: no column {column!r} (has {', '.join(table.column_names)})")
+    for column in table.column_names:
+        empty = table[column].null_count or (
+            column in text
+            and pa.types.is_string(table[column].type)
+            and "" in table[column].to_pylist()
+        )
+        if empty:
+            row = [x in (None, "") for x in table[column].to_pylist()].index(True)
+            raise ValueError(f"{path}: column {column!r} is empty in row {row + 1} (no header)")
+    return {column: table[column] for column in table.column_names}
+
+
+def _names(column: Any) -> list[str]:
+    return [str(value) for value in column.to_pylist()]
+
+
+def _times(path: Path, column: Any, name: str) -> np.ndarray:
+    """float64 [E]; dates as seconds."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return column.cast(pa.timestamp("us")).cast(pa.int64()).to_numpy() / 1e6
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        times = column.to_numpy().astype(float)
+        if np.isfinite(times).all():
+            return times
+    raise ValueError(f"{path}: column {name!r} is {kind}, finite numbers or dates are expected")
