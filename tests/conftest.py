@@ -17,6 +17,8 @@ os.environ.setdefault(
     str(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "banyan-stack" / "xla"),
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# XLA's own passes stay; LLVM's are cut to a minimum, for programs here run for milliseconds.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if "BANYAN_DATA" not in os.environ and (ROOT.parent / "shared" / "data").is_dir():
     os.environ["BANYAN_DATA"] = str(ROOT.parent / "shared" / "data")
 

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def test_config_is_sound(system: str, variant: str) -> None:
     assert f"experiments/configs/{system}.py" in module.__doc__
 
 
+@cache
 def attributes_read() -> set[str]:
     """Names read as attributes, or passed to getattr, anywhere in the code."""
     found: set[str] = set()

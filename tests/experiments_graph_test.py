@@ -2,8 +2,7 @@
 """Link predictors as systems: batches, backends, groups, evaluation, predicting, a new graph."""
 
 import json
-import subprocess
-import sys
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import loop
+from experiments import loop, settings
 from experiments.errors import UserError
-from experiments.systems import link_training, links
+from experiments.systems import link_batches, links
 from graph import csr, metrics
 from tests.contract_test import on_devices
 from tests.systems import run_steps, tiny
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @cache
@@ -31,12 +28,10 @@ def assembled(**changes: Any) -> loop.Assembly:
     return loop.assemble(tiny("pencil", **changes), artifacts())
 
 
-def stream(**changes: Any) -> tuple[link_training.Stream, links.Loaded]:
+def stream(**changes: Any) -> tuple[link_batches.Stream, links.Loaded]:
     config = tiny("pencil", **changes)
     loaded = links.load(config)
-    from experiments import settings
-
-    return link_training.Stream(loaded, settings.groups(config)["sample"], config.seed), loaded
+    return link_batches.Stream(loaded, settings.groups(config)["sample"], config.seed), loaded
 
 
 def rows(pairs: np.ndarray) -> list[tuple[int, ...]]:
@@ -167,15 +162,9 @@ def test_whole_graph_models_do_not_see_the_link() -> None:
 # ----------------------------------------------------------------------------------- by a user
 
 
-def typed(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "experiments" / "run.py"), *words],
-        cwd=cwd, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
-def test_a_graph_it_has_never_seen(tmp_path: Path) -> None:
-    """A user's CSV with names: trained, evaluated, reported beside heuristics, asked."""
+def test_a_graph_it_has_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's CSV with names: trained, evaluated, reported beside heuristics, asked elsewhere."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     rng = np.random.default_rng(3)
     lines = ["source,target"]
     for a in range(60):
@@ -183,25 +172,22 @@ def test_a_graph_it_has_never_seen(tmp_path: Path) -> None:
             if rng.random() < (0.5 if a % 4 == b % 4 else 0.02):
                 lines.append(f"node{a},node{b}")
     lines += [lines[1], "node5,node5"]
-    (tmp_path / "mine.csv").write_text("\n".join(lines))
-    config = f"--config={ROOT}/experiments/configs/pencil.py:tiny"
-    own = (
-        "--config.data.format=own", f"--config.data.root={tmp_path}", "--config.data.name=mine",
-    )  # fmt: skip
-    run = typed(config, *own, "--workdir=run", cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "mine.csv").write_text("\n".join(lines))
+    own = {"data__format": "own", "data__root": str(raw), "data__name": "mine"}
     folder = tmp_path / "run"
+    loop.train(tiny("pencil", **own), folder)
     results = json.loads((folder / "results.json").read_text())["metrics"]
     assert 0 <= results["test/auc"] <= 1 and "katz/test/auc" in results
     page = (folder / "report.md").read_text()
     assert "jaccard" in page and "What is read around a link" in page
     assert "| duplicates | 1 |" in page and "| loops | 1 |" in page
-    asked = typed("--mode=predict", "--workdir=run", "--query=node1 node9", cwd=tmp_path)
-    assert asked.returncode == 0 and "node1 node9  logit" in asked.stdout, asked.stderr
-    wrong = typed("--mode=predict", "--workdir=run", "--query=node1 nodule", cwd=tmp_path)
-    assert wrong.returncode == 2 and "unknown node 'nodule'; did you mean" in wrong.stderr
-    checked = typed("--mode=check", "--workdir=run", cwd=tmp_path)
-    assert checked.returncode == 0, checked.stdout
+    assert loop.check(folder) == []
+    shutil.rmtree(raw)
+    assert "node1 node9  logit" in loop.act(folder, "predict", "node1 node9")
+    with pytest.raises(UserError, match="unknown node 'nodule'; did you mean"):
+        loop.act(folder, "predict", "node1 nodule")
 
 
 @pytest.mark.parametrize(

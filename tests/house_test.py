@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,11 @@ def sources(*rooms: str) -> list[Path]:
     return sorted(path for room in rooms for path in (ROOT / room).rglob("*.py"))
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
@@ -79,7 +85,7 @@ def test_arrows(library: str) -> None:
     """Libraries import attention or nothing of ours; never experiments, never tests."""
     forbidden = {*ROOMS, "tests"} - {library} - ARROWS[library]
     for path in sources(library):
-        for module in imports(ast.parse(path.read_text())):
+        for module in imports(tree_of(path)):
             assert module.split(".")[0] not in forbidden, f"{name_of(path)} imports {module}"
 
 
@@ -88,7 +94,7 @@ def test_the_machinery_knows_no_system() -> None:
     JAX through the loop alone."""
     for path in sources("experiments"):
         inside = path.relative_to(ROOT / "experiments").parts
-        found = set(imports(ast.parse(path.read_text())))
+        found = set(imports(tree_of(path)))
         assert not any(m.split(".")[0] == "tests" for m in found), name_of(path)
         if len(inside) == 1 and inside[0] not in ("data.py", "transfer.py"):
             assert not {m.split(".")[0] for m in found} & set(LIBRARIES), name_of(path)
@@ -102,7 +108,7 @@ def test_the_machinery_knows_no_system() -> None:
 def test_libraries_leave_files_alone() -> None:
     seen = set()
     for path in sources(*LIBRARIES):
-        tree, name = ast.parse(path.read_text()), name_of(path)
+        tree, name = tree_of(path), name_of(path)
         calls = {called(n) for n in ast.walk(tree) if isinstance(n, ast.Call)} & FILE_CALLS
         if not calls or "data" in (path.stem, path.parent.name) or is_tool(tree):
             continue
@@ -122,7 +128,7 @@ def test_every_file_is_short_and_licensed() -> None:
         assert len(lines) < 600, f"{name_of(path)} has {len(lines)} lines"
     assert len((ROOT / "experiments" / "run.py").read_text().splitlines()) < 150
     for path in sources(*ROOMS):
-        tree = ast.parse(path.read_text())
+        tree = tree_of(path)
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 length = (node.end_lineno or 0) - node.lineno + 1
@@ -131,7 +137,7 @@ def test_every_file_is_short_and_licensed() -> None:
 
 def test_nothing_swallows_errors_and_nothing_unpickles() -> None:
     for path in all_code():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             where = f"{name_of(path)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.ExceptHandler):
                 caught = ast.unparse(node.type) if node.type else "everything"
@@ -144,7 +150,7 @@ def test_nothing_swallows_errors_and_nothing_unpickles() -> None:
                 for keyword in node.keywords:
                     if keyword.arg == "allow_pickle":
                         assert ast.unparse(keyword.value) == "False", where
-        for module in imports(ast.parse(path.read_text())):
+        for module in imports(tree_of(path)):
             assert module.split(".")[0] not in ("pickle", "dill", "cloudpickle", "joblib"), path
 
 
@@ -181,7 +187,7 @@ def test_no_leftovers() -> None:
     for path in all_code():
         found = marks.search(path.read_text())
         assert not found, f"{name_of(path)}: {found and found.group()}"
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Raise) and node.exc is not None:
                 assert "NotImplementedError" not in ast.unparse(node.exc), name_of(path)
 

@@ -8,10 +8,9 @@ batch, bit for bit, so that they differ in cost alone. The device is told the si
 that holds the batch.
 
 Columns: `tokens` and `dropped` per link; `shipped_per_8192`, bytes that reach the device for 8192
-links: packed batches from the host, two ids a link for the device. `step` rows are a dense
-stand-in for a small model on a batch that lies ready: two layers of width 64 that mix tokens by the
-adjacency and by attention, forward and backward (16 links at a time on a CPU); the share of a
-sampler is its time over the time of both.
+links: packed batches from the host, two ids a link for the device. `step` rows are PENCIL, two
+layers of width 64, forward and backward on a batch that lies ready (16 links at a time on a CPU);
+the share of a sampler is its time over the time of both.
 
 Citeseer and Pubmed (training edges), USAir and BlogCatalog are read from $BANYAN_DATA/graph; the
 graph of 2.9 million nodes and 30 million edges is generated (Chung-Lu, exponent 2.3), which takes a
@@ -33,6 +32,9 @@ import numpy as np
 
 from experiments.bench import Case, Missing
 from graph import csr, sample
+from graph.config import PencilConfig
+from graph.data import made
+from graph.pencil import Pencil
 from graph.sampling import device, host
 from graph.sampling.config import SampleConfig, ladder
 
@@ -69,9 +71,8 @@ SETTINGS = (
 def read(name: str, root: Path | None) -> csr.CSR | Missing:
     """A graph of the data folder, or the generated one."""
     if name == "chung-lu":
-        made = importlib.import_module("graph.data.made")
         nodes, count = SCALE
-        edges = made.chung_lu(num_nodes=nodes, num_edges=count, exponent=EXPONENT, seed=0)
+        edges = made.chung_lu(nodes, count, 0, EXPONENT)
         return csr.build(edges, nodes)
     path = root / "graph" / f"{name}.npz" if root else None
     if path is None or not path.is_file():
@@ -94,34 +95,19 @@ def links(graph: csr.CSR, count: int) -> np.ndarray:
     return np.concatenate([edges, others]).astype(np.int32)
 
 
-def parameters(size: int) -> list[jax.Array]:
-    """Of the stand-in for a model: a projection of the adjacency, then six matrices a layer."""
-    keys = jax.random.split(jax.random.key(0), 1 + 6 * LAYERS)
-    shapes = [(size, WIDTH)] + [(WIDTH, WIDTH)] * 6 * LAYERS
-    return [jax.random.normal(k, s) / s[0] ** 0.5 for k, s in zip(keys, shapes, strict=True)]
+def trained(size: int) -> tuple[Any, Any]:
+    """PENCIL of two layers of width 64: (its variables, gradients of a loss on a batch)."""
+    model = Pencil(
+        PencilConfig(size, WIDTH, 4, 2 * WIDTH, LAYERS, dropout=0.0, attention_dropout=0.0)
+    )
+    bits, ids = np.zeros((1, 2, 1), np.uint32), np.full((1, 2), -1, np.int32)
+    one = sample.LinkBatch(bits, np.full(1, 2, np.int32), ids, np.zeros(1, np.int32))
 
+    def loss(params: Any, frozen: Any, batch: sample.LinkBatch) -> jax.Array:
+        logits: Any = model.apply({"params": params, "frozen": frozen}, batch)
+        return jax.nn.softplus(-logits).mean()
 
-@jax.jit
-def step(weights: list[jax.Array], batch: sample.LinkBatch) -> list[jax.Array]:
-    """Gradients of a loss of the stand-in."""
-    size = batch.ids.shape[1]
-    adjacency = sample.unpack(batch.adj_bits, size).astype(jnp.float32)
-    valid = jnp.arange(size)[None] < jnp.asarray(batch.n)[:, None]
-    mean = adjacency / (adjacency.sum(-1, keepdims=True) + 1)
-    bias = jnp.where(valid, 0.0, -1e9)[:, None]
-
-    def loss(weights: list[jax.Array]) -> jax.Array:
-        x = adjacency @ weights[0]
-        for at in range(1, len(weights), 6):
-            q, k, v, up, down, mix = weights[at : at + 6]
-            scores = (x @ q) @ jnp.swapaxes(x @ k, 1, 2) / WIDTH**0.5 + bias
-            x = x + jax.nn.softmax(scores) @ (x @ v)
-            x = x + jax.nn.gelu(x @ up) @ down
-            x = x + jax.nn.gelu(mean @ x @ mix)
-            x = x / (1e-6 + jnp.linalg.norm(x, axis=-1, keepdims=True))
-        return jnp.square((x[:, 0] * x[:, 1]).sum(-1) - 1).mean()
-
-    return jax.grad(loss)(weights)
+    return jax.jit(model.init)({"params": jax.random.key(0)}, one), jax.jit(jax.grad(loss))
 
 
 def peer(graph: csr.CSR, setting: Setting, pairs: np.ndarray) -> Callable[[int], None] | str:
@@ -186,11 +172,11 @@ def _of(graph: csr.CSR, setting: Setting) -> Iterator[Case | Missing]:
 
     few = STEP_ON_CPU if jax.default_backend() == "cpu" else count
     ready = jax.tree.map(lambda x: jnp.asarray(x[-few:]), batch)
-    weights = parameters(config.size)
+    variables, step = trained(config.size)
 
     def stepped(repeat: int) -> None:
         del repeat
-        jax.block_until_ready(step(weights, ready))
+        jax.block_until_ready(step(variables["params"], variables["frozen"], ready))
 
     in_bucket = host.sample(on_host, pairs, 0, 0, config, tight=True)
     yield Case(f"host-{name}", count, count, by_host, bytes_of(batch))

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from experiments import data, settings
 from experiments.contract import Experiment
 from experiments.plots import png
-from experiments.systems import link_predictors, link_training, links, links_figures
+from experiments.systems import link_predictors, link_scores, link_training, links, links_figures
 from experiments.systems.links import Loaded
 from graph import heuristics, negatives
 from graph.config import PencilConfig
@@ -98,7 +98,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     )
 
     def outputs(state: Mapping[str, Any], side: str, rows: int) -> np.ndarray:
-        graph = link_training.ready(loaded().graph)
+        graph = link_scores.ready(loaded().graph)
         draws = evaluation.draws if side == "test" else 1
         pairs = asked(loaded(), side, rows)
         return np.mean([trained.scorer(state, graph, pairs, d)[0] for d in range(draws)], axis=0)

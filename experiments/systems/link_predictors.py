@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.systems.link_training import Inputs, Predictor, Variables
+from experiments.systems.link_batches import Inputs, Predictor, Variables
 from graph.pencil import gather
 from graph.tuples import GraphsTuple
 

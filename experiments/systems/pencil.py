@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from experiments import settings
 from experiments.contract import Experiment, Rows
-from experiments.systems import link_predictors, link_training, links, links_figures
+from experiments.systems import link_predictors, link_scores, link_training, links, links_figures
 from graph import sample
 from graph.pencil import Pencil, attention_of, gather
 
@@ -37,7 +37,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
 
     def around(state: Mapping[str, Any], pair: np.ndarray) -> dict[str, bytes | Rows]:
         """The subgraph of a link, and what its task tokens read in the last layer."""
-        found = link_training.one(known["graph"], pair, sampling)
+        found = link_scores.one(known["graph"], pair, sampling)
         variables = {"params": state["params"], "frozen": state["frozen"]}
         maps = np.asarray(attention_of(model, variables, found, tables(found)))[0]
         n = int(np.asarray(found.n)[0])
