@@ -148,13 +148,22 @@ def check_text(check: Mapping[str, Any]) -> str:
         runs = result["runs"]
         cells = [Cell(condition), Cell(str(len(runs)))]
         for name in names:
-            values = [run["metrics"][name] for run in runs if name in run["metrics"]]
-            cells.append(Cell(summarize(values).text(number) if values else "not measured"))
+            cells.append(Cell(_measured(name, [run["metrics"] for run in runs])))
         wall = sum(run["wall_s"] for run in runs) / len(runs)
         rows.append([*cells, Cell(short(wall))])
     head = ("condition", "seeds", *names, "wall time of a run")
     title = f"**{markdown(check['check'])}** on {check['device']}, commit {check['commit']}"
     return f"{title}: {markdown(check['criterion'])}\n\n{markdown_table(Table(head, rows))}"
+
+
+def _measured(name: str, runs: Sequence[Mapping[str, float]]) -> str:
+    """Mean ± deviation over runs, or of one run its own deviation over splits, <name>/std."""
+    values = [run[name] for run in runs if name in run]
+    if not values:
+        return "not measured"
+    spread = runs[0].get(f"{name}/std") if len(runs) == 1 else None
+    own = summarize(values).text(number)
+    return own if spread is None else f"{own} ± {number(spread)}"
 
 
 def bench_text(bench: Mapping[str, Any]) -> str:

@@ -107,6 +107,15 @@ def test_checks_show_their_conditions(tmp_path: Path) -> None:
     assert "| 64 trees | 2 | 0.9500 ± 0.0707 | 1m00s |" in text
 
 
+def test_one_run_over_splits_shows_their_deviation(tmp_path: Path) -> None:
+    metrics = {"cn/test/auc": 0.5, "cn/test/auc/std": 0.025, "ra/test/auc": 0.75}
+    run = {"metrics": metrics, "wall_s": 60.0, "seed": 0}
+    run["command"] = "python experiments/run.py --config=experiments/configs/graph_heuristics.py"
+    check = {**CHECK, "conditions": {"ten splits": {"runs": [run]}}}
+    text = tables.blocks(tables.read(write(tmp_path, a=check)))["checks"]
+    assert "| ten splits | 1 | 0.5000 ± 0.0250 | 0.7500 |" in text
+
+
 def test_shortcuts_are_shares(tmp_path: Path) -> None:
     count = {"shortcuts": {"2": 7, "3": 30}, "topology": "random", "trees": 1000, "seed": 0}
     other = {"shortcuts": {"3": 1}, "topology": "balanced", "trees": 10, "seed": 0}

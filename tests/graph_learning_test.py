@@ -17,6 +17,23 @@ SEEDS = (0, 1, 2)
 TWO_HOPS = ("--config.sample.hops=2", "--config.sample.fanout=10")
 
 
+def test_heuristics(tmp_path: Path) -> None:
+    """Rows without training: AUC over ten splits, MRR of both protocols."""
+    names = ("USAir", "PB", "Yeast", "Power", "Router")
+    conditions = {f"{name}, ten splits": (f"--config.data.name={name}",) for name in names}
+    conditions |= {
+        "citeseer, shared negatives": ("--config.data.name=citeseer",),
+        "citeseer, hard negatives": (
+            "--config.data.name=citeseer", "--config.data.protocol=heart",
+        ),
+        "pubmed, shared negatives": ("--config.data.name=pubmed",),
+    }  # fmt: skip
+    runs = train_all(tmp_path, "graph_heuristics", conditions, (0,))
+    leave("graph_heuristics", "the golden figures of graph_golden_test; ± over splits", runs)
+    assert abs(mean(runs["USAir, ten splits"], "ra/test/auc") - 0.9585) < 5e-5
+    assert abs(mean(runs["citeseer, hard negatives"], "aa/test/mrr") - 0.1082) < 5e-5
+
+
 def test_usair(tmp_path: Path) -> None:
     """Split 0, three seeds: above resource allocation; controls are not."""
     without = "--config.model.propagation=False"
