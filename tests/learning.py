@@ -52,7 +52,7 @@ def place(folder: Path, system: str, name: str, seed: int) -> Path:
     home = (
         Path(os.environ["SLOW_RUNS"]).absolute() / system if "SLOW_RUNS" in os.environ else folder
     )
-    return home / f"{re.sub('[^a-z0-9.]+', '-', name)}-s{seed}"
+    return home / f"{re.sub('[^a-z0-9.]+', '-', name.lower())}-s{seed}"
 
 
 def train_all(

@@ -6,7 +6,7 @@ Paper: Huang, Ding, Ju, Liu, Shah, Zhao 2026, "Threshold Differential Attention"
 here is made, so the numbers do not compare.
 
 :base   2 layers of width 64, length 128, tested to 2048. beta = 0.5: at 1 tda was far from learning
-        the task in as many updates. Some six minutes on 2 busy CPU cores.
+        the task in as many updates. Some ten minutes on 2 busy CPU cores.
         python experiments/run.py --config=experiments/configs/passkey.py
 :tiny   the same wiring in seconds; learns nothing worth reading.
 :h200   6 layers of width 384, length 512, tested to 8192, two needles (not run here).
@@ -103,8 +103,8 @@ def get_config(arg: str = "base") -> ConfigDict:
         }
     )
     config.optim = lm.get_config("base").optim
-    config.optim.update({"decay": 1000, "lr": 4e-3, "min_lr": 1e-4, "weight_decay": 0.01})
-    config.train = ConfigDict({"steps": 1000, "save_every": 500})
+    config.optim.update({"decay": 2000, "lr": 4e-3, "min_lr": 1e-4, "weight_decay": 0.01})
+    config.train = ConfigDict({"steps": 2000, "save_every": 500})
     lengths = (128, 256, 512, 1024, 2048)
     config.eval.update({"every": 250, "rows": 128, "lengths": lengths, "ntk": False})
     config.eval.tolerance = 0.01
