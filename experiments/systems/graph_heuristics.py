@@ -39,14 +39,9 @@ def configs(config: ConfigDict) -> list[ConfigDict]:
 
 
 def prepare(config: ConfigDict) -> dict[str, Any]:
-    """Names, card and all figures: mean over the splits, deviation beside it."""
+    """Card of the graph, of its first split where there are several."""
     found = [links.load(one) for one in configs(config)]
-    names = config.eval.heuristics
-    rows = pooled([links.rows_without_training(one, "test", names) for one in found])
-    about = links.card(found[0].data)
-    for name in names:
-        print(f"  {name:<10} test: {links.cells(rows, f'{name}/test/')}")
-    return {"card": {**about, "splits": len(found)}, "rows": rows}
+    return {"card": {**links.card(found[0].data), "splits": len(found)}}
 
 
 def pooled(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -74,13 +69,14 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         del state
         found = [links.load(one) for one in configs(config)]
         links.check_same(config, found[0].data, artifacts["card"]["sha256"])
-        return pooled(
-            [links.rows_without_training(one, split, evaluation.heuristics) for one in found]
-        )
+        names = evaluation.heuristics
+        rows = pooled([links.rows_without_training(one, split, names) for one in found])
+        for name in names:
+            print(f"  {name:<10} {split}: {links.cells(rows, f'{name}/{split}/')}")
+        return rows
 
     return Experiment(
         init=init,
         evaluate=evaluate,
-        splits=("valid", "test"),
         figures=links_figures.make_heuristic_figures(config, artifacts),
     )

@@ -200,13 +200,11 @@ def make_heuristic_figures(config: ConfigDict, artifacts: Mapping[str, Any]) -> 
 
     def figures(records: Any, state: Mapping[str, Any]) -> dict[str, bytes | Rows]:
         del state
-        tests = [r for r in records if r["split"] == "test"]
-        found = tests[-1] if tests else artifacts["rows"]
-        return {
-            "Side by side": side_by_side(config, found, None),
-            "AUC and MRR": bars_picture(found),
-            "Data card": card_rows(artifacts["card"]),
-        }
+        out: dict[str, bytes | Rows] = {}
+        for found in [r for r in records if r["split"] == "test"][-1:]:
+            out["Side by side"] = side_by_side(config, found, None)
+            out["AUC and MRR"] = bars_picture(found)
+        return out | {"Data card": card_rows(artifacts["card"])}
 
     return figures
 
