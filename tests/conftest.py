@@ -43,6 +43,15 @@ def closed_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def users_compiler() -> Iterator[None]:
+    """All of LLVM's passes, for figures that hang on the last bit of what users run."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
 def data_root() -> Path:
     """Folder of the real data; skips where there is none."""
     root = os.environ.get("BANYAN_DATA")

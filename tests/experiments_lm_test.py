@@ -102,7 +102,7 @@ def test_pictures_and_sample(asm: loop.Assembly, state: Any) -> None:
         ("lm", {"optim__microbatches": 3}, "config.optim.microbatches=3 must divide"),
         ("lm", {"data__text": "nowhere.txt"}, r"missing data file .*nowhere\.txt"),
         ("lm", {"eval__lengths": (32, 30_000)}, "validation tokens are too few for stretches"),
-        ("passkey", {"model__vocab_size": 20}, "config.model.vocab_size=20 must be 32"),
+        ("passkey", {"model__vocab_size": 20}, "config.model.vocab_size=20 must be 24"),
         ("passkey", {"eval__lengths": (32, 6)}, r"config.eval.lengths: \[6\] are below 8"),
     ],
 )

@@ -444,6 +444,7 @@ def on(count: int, shape: tuple[int, int]) -> Any:
     return lambda _: Mesh(grid, sharding.AXES, axis_types=axes)
 
 
+@pytest.mark.usefixtures("users_compiler")
 def test_saved_on_4_devices_restored_on_1_and_on_2x2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
