@@ -112,6 +112,18 @@ def test_evaluation_scores_every_link_as_it_is_alone() -> None:
     assert {f"{name}/test/mrr" for name in ("cn", "ra", "katz", "ppr")} <= set(found)
 
 
+def test_the_peer_is_the_gnn_alone() -> None:
+    """The row beside PENCIL is what the system `gnn` has after as many updates."""
+    asm = loop.assemble(tiny("gnn", sample__rows=16))
+    state, _ = run_steps(on_devices(asm.config, (1, 1), 1, asm.artifacts), 20)
+    alone = asm.experiment.evaluate(state, "test")
+    for name in ("auc", "mrr"):
+        row = artifacts()["rows"][f"gnn/test/{name}"]
+        assert row == pytest.approx(alone[f"test/{name}"], abs=1e-2)
+    untrained = asm.experiment.evaluate(loop.initial_state(asm), "test")
+    assert abs(untrained["test/mrr"] - alone["test/mrr"]) > 0.02
+
+
 def test_predicting_needs_nothing_but_the_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
     asm = assembled()
     state = loop.initial_state(asm)
@@ -180,6 +192,7 @@ def test_a_graph_it_has_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     loop.train(tiny("pencil", **own), folder)
     results = json.loads((folder / "results.json").read_text())["metrics"]
     assert 0 <= results["test/auc"] <= 1 and "katz/test/auc" in results
+    assert 0 <= results["gnn/test/auc"] <= 1
     page = (folder / "report.md").read_text()
     assert "jaccard" in page and "What is read around a link" in page
     assert "| duplicates | 1 |" in page and "| loops | 1 |" in page

@@ -105,12 +105,24 @@ class LinkEval:
         settings.check_select(self.select)
 
 
+@dataclass(frozen=True)
+class Peer:
+    """steps: updates of the graph network (configs/gnn.py) that is trained on the same links before
+    PENCIL, for a row beside it; 0 for none."""
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        settings.at_least("peer", 0, steps=self.steps)
+
+
 GROUPS = {
     "data": graph_heuristics.LinkGroup,
     "sample": Sampling,
     "model": PencilConfig,
     "optim": OptimConfig,
     "eval": LinkEval,
+    "peer": Peer,
 }
 
 
@@ -149,7 +161,11 @@ VARIANTS = ("base", "tiny", "h200", *SETTINGS)
 METRICS = ("auc", "ap", "mrr", "hits@10", "hits@50")
 HEADLINE = (
     *(f"test/{metric}" for metric in METRICS),
-    *(f"{name}/test/{metric}" for name in ("cn", "ra", "pa", "katz") for metric in ("auc", "mrr")),
+    *(
+        f"{name}/test/{metric}"
+        for name in ("cn", "ra", "pa", "katz", "gnn")
+        for metric in ("auc", "mrr")
+    ),
 )
 
 
@@ -202,6 +218,7 @@ def get_config(arg: str = "base") -> ConfigDict:
     settings.parse_arg(arg, VARIANTS)
     config = predictor_config("pencil", arg)
     small = arg == "tiny"
+    config.peer = ConfigDict({"steps": 20 if small else 400})
     config.model = ConfigDict(
         {
             "slots": 18 if small else 82,
@@ -226,6 +243,7 @@ def get_config(arg: str = "base") -> ConfigDict:
     if arg not in ("base", "tiny"):
         setting = SETTINGS["paper" if arg == "h200" else arg]
         sampled_as(config, setting)
+        config.peer.steps = 0 if setting.ogb else 400
         slots, mlp_width = num_slots(setting.hops, setting.fanout), 2048
         config.model.update({"slots": slots, "width": setting.width, "heads": 8})
         config.model.update({"mlp_width": mlp_width, "layers": setting.layers})

@@ -64,6 +64,8 @@ def side_by_side(
     for name in heuristics.NAMES:
         if f"{name}/test/auc" in rows:
             out.append((name, *cells(f"{name}/"), "no training, same links"))
+    if "gnn/test/auc" in rows:
+        out.append(("gnn", *cells("gnn/"), f"GCN, {config.peer.steps} updates, same links"))
     group = config.data
     known = PUBLISHED.get((group.name, group.protocol), ()) if group.split == "fixed" else ()
     for name, values, source in known:

@@ -9,29 +9,45 @@ from ml_collections import ConfigDict
 
 from experiments import settings
 from experiments.contract import Experiment, Rows
-from experiments.systems import link_predictors, link_scores, link_training, links, links_figures
+from experiments.systems import (
+    link_peer,
+    link_predictors,
+    link_scores,
+    link_training,
+    links,
+    links_figures,
+)
 from graph import sample
 from graph.pencil import Pencil, attention_of, gather
 
-prepare = links.prepare
+
+def prepare(config: ConfigDict) -> dict[str, Any]:
+    """Graph, names, features, card; rows of the heuristics and of a graph network."""
+    found = links.prepare(config)
+    check(config, found)  # before the peer is compiled
+    return {**found, "rows": {**found["rows"], **link_peer.rows(config, found)}}
+
+
+def check(config: ConfigDict, artifacts: Mapping[str, Any]) -> None:
+    """Raises ValueError: config.model.slots below what is sampled; features fused where there are
+    none."""
+    link_training.check_slots(config, config.model.slots)
+    if config.model.fusion != "none" and not np.asarray(artifacts["features"]).shape[1]:
+        raise ValueError(
+            f"config.model.fusion={config.model.fusion!r}: {config.data.name} brings no node "
+            "features; use --config.model.fusion=none"
+        )
 
 
 def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     """Experiment of one config.
 
     Raises:
-        ValueError: several seeds; config.model.slots below what is sampled; features fused where
-            there are none.
+        ValueError: several seeds; see `check`.
     """
+    check(config, artifacts)
     groups = settings.groups(config)
-    cfg, sampling = groups["model"], groups["sample"]
-    link_training.check_slots(config, cfg.slots)
-    features = np.asarray(artifacts["features"])
-    if cfg.fusion != "none" and not features.shape[1]:
-        raise ValueError(
-            f"config.model.fusion={cfg.fusion!r}: {config.data.name} brings no node features; use "
-            "--config.model.fusion=none"
-        )
+    cfg, sampling, features = groups["model"], groups["sample"], np.asarray(artifacts["features"])
     model = Pencil(cfg)
     known = {"graph": links.graph_of(artifacts), "names": list(artifacts["names"])}
 
