@@ -8,8 +8,8 @@ hits@100 73.85, ogbl-citation2 MRR 86.74. On small graphs it loses to NCN (Cites
 LPFormer there: every run prints the heuristics too.
 
 :base   USAir, fixed split 0, one hop of 40: 2 layers of width 64; two minutes on 2 CPU cores.
-        Measured, three seeds: AUC .967 where resource allocation has .947; .959 without propagation,
-        .832 without adjacency too.
+        Measured, three seeds: AUC .967 where resource allocation has .947; without propagation
+        .959, without adjacency too .832.
         python experiments/run.py --config=experiments/configs/pencil.py
         Other graphs: --config.data.name=Router --config.sample.hops=2 --config.sample.fanout=10
         --config.sample.cap=48; Citeseer: the same with --config.data.name=citeseer
