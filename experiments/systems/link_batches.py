@@ -109,8 +109,10 @@ class Stream:
 
 def whole_of(graph: CSR, features: np.ndarray, edges: bool) -> dict[str, np.ndarray]:
     """Leaves WHOLE of `Inputs`, without edges where they are not wanted."""
-    rows = np.repeat(np.arange(graph.num_nodes, dtype=np.int32), degrees(graph))
-    ends = (rows, np.asarray(graph.indices, np.int32)) if edges else (np.zeros(0, np.int32),) * 2
+    ends = (np.zeros(0, np.int32),) * 2
+    if edges:
+        rows = np.repeat(np.arange(graph.num_nodes, dtype=np.int32), degrees(graph))
+        ends = rows, np.asarray(graph.indices, np.int32)
     return dict(zip(WHOLE, (np.asarray(features, np.float32), *ends), strict=True))
 
 
@@ -130,7 +132,8 @@ class Feeder:
         self._predictor, self.config = predictor, sampling.config()
         self.stream = Stream(loaded, sampling, seed)
         self.on_device = predictor.subgraphs and backend_of(sampling) == "device"
-        self._graph = host.prepare(loaded.graph)
+        if predictor.subgraphs and not self.on_device:
+            self._graph = host.prepare(loaded.graph)
         self.fixed: dict[str, np.ndarray] = whole_of(
             loaded.graph, loaded.data.features, predictor.whole
         )

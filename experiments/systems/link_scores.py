@@ -45,7 +45,6 @@ class Scorer:
         sizes, drops = np.zeros((2, count), np.int32)
         for start in range(0, count, rows * 8):  # subgraphs of some batches at a time
             part = np.asarray(pairs[start : start + rows * 8], np.int32)
-            stop = start + len(part)
             if self._sampling.swap and not self._directed:
                 part = sample.orient(part, EVAL_SEED, draw)
             for at, index, batch in self._batches(graph, part, draw, rows):
@@ -54,7 +53,6 @@ class Scorer:
                 if self._predictor.subgraphs:
                     sizes[start + index[at]] = np.asarray(batch.n)[at]
                     drops[start + index[at]] = np.asarray(batch.dropped)[at]
-            assert stop <= count
         return logits, sizes, drops
 
     def _batches(self, graph: Any, pairs: np.ndarray, draw: int, rows: int) -> Any:
