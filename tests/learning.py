@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ SEEDS = (0, 1, 2)
 
 
 def train(workdir: Path, system: str, seed: int, *options: str) -> dict[str, Any]:
-    """results.json of one run, with the command that made it."""
+    """results.json of one run, compiled as for users, with the command that made it."""
     words = [
         "experiments/run.py",
         f"--config=experiments/configs/{system}.py",
@@ -37,6 +38,7 @@ def train(workdir: Path, system: str, seed: int, *options: str) -> dict[str, Any
     run = subprocess.run(
         [sys.executable, *words, f"--workdir={workdir}"],
         cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k != "JAX_DISABLE_MOST_OPTIMIZATIONS"},
         capture_output=True,
         text=True,
         check=False,
@@ -58,14 +60,26 @@ def place(folder: Path, system: str, name: str, seed: int) -> Path:
 def train_all(
     folder: Path, system: str, conditions: Mapping[str, Sequence[str]], seeds: Sequence[int] = SEEDS
 ) -> dict[str, list[dict[str, Any]]]:
-    """Runs of every condition {name: options} and seed, one per core at a time."""
+    """Runs of every condition {name: options} and seed, one per core at a time.
+
+    Each keeps to its core: two XLA programs that share cores wait for each other's threads.
+    """
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    free = SimpleQueue[int]()
+    for core in cores:
+        free.put(core)
+
+    def settle() -> None:  # threads of the pool; what they start inherits it
+        if cores:
+            os.sched_setaffinity(0, {free.get()})
+
     jobs = [(name, seed) for name in conditions for seed in seeds]
 
     def one(job: tuple[str, int]) -> dict[str, Any]:
         name, seed = job
         return train(place(folder, system, name, seed), system, seed, *conditions[name])
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(len(cores) or os.cpu_count(), initializer=settle) as pool:
         results = dict(zip(jobs, pool.map(one, jobs), strict=True))
     return {name: [results[name, seed] for seed in seeds] for name in conditions}
 

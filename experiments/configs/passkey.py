@@ -103,8 +103,8 @@ def get_config(arg: str = "base") -> ConfigDict:
         }
     )
     config.optim = lm.get_config("base").optim
-    config.optim.update({"decay": 2000, "lr": 4e-3, "min_lr": 1e-4, "weight_decay": 0.01})
-    config.train = ConfigDict({"steps": 2000, "save_every": 500})
+    config.optim.update({"decay": 1500, "lr": 4e-3, "min_lr": 1e-4, "weight_decay": 0.01})
+    config.train = ConfigDict({"steps": 1500, "save_every": 500})
     lengths = (128, 256, 512, 1024, 2048)
     config.eval.update({"every": 250, "rows": 128, "lengths": lengths, "ntk": False})
     config.eval.tolerance = 0.01
