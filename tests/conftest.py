@@ -3,6 +3,7 @@
 
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,19 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if "BANYAN_DATA" not in os.environ and (ROOT.parent / "shared" / "data").is_dir():
     os.environ["BANYAN_DATA"] = str(ROOT.parent / "shared" / "data")
+
+
+def use_older_emitters() -> None:
+    """Two thirds off every compile, where jaxlib still has them; an unknown flag ends a process."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
+    probe = [sys.executable, "-c", "import jax; jax.devices()"]
+    tried = {**os.environ, "XLA_FLAGS": flags}
+    if subprocess.run(probe, env=tried, capture_output=True, check=False).returncode == 0:
+        os.environ["XLA_FLAGS"] = flags
+
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it
+    use_older_emitters()
 
 import jax  # noqa: E402  (after the environment is set)
 
