@@ -165,7 +165,7 @@ HEADLINE = (
     *(f"test/{metric}" for metric in METRICS),
     *(
         f"{name}/test/{metric}"
-        for name in ("cn", "ra", "pa", "katz", "gnn")
+        for name in ("cn", "ra", "pa", "katz", "ppr", "gnn")
         for metric in ("auc", "mrr")
     ),
 )
