@@ -68,8 +68,10 @@ def test_sparse_graphs(name: str, cap: int, gate: float, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("name", "cap", "gate"), [("citeseer", 48, 0.33), ("pubmed", 64, 0.1666)])
 def test_citations(name: str, cap: int, gate: float, tmp_path: Path) -> None:
-    """MRR against shared negatives; SEAL, NCN and a GCN learn beside it, as long as it does. Pubmed's
-    gate is Adamic-Adar: this budget is under one epoch there."""
+    """MRR against shared negatives; SEAL, NCN and a GCN learn beside it, as long as it does.
+
+    Pubmed's gate is Adamic-Adar: this budget is under one epoch there.
+    """
     words = (
         f"--config.data.name={name}", *TWO_HOPS, f"--config.sample.cap={cap}",
         "--config.train.steps=460", "--config.eval.select=('valid/mrr','max')",
