@@ -200,26 +200,32 @@ def check_collectives(text: str, num_envs: int) -> None:
 
 
 def test_no_tensorflow_no_torch_and_jax_only_after_validation() -> None:
-    """A whole tiny run and check imports neither; settings are checked before JAX is there."""
+    """Every system imported, a run and its check: neither is there; settings come before JAX."""
     code = """
-import sys
+import importlib, sys, tempfile
 from pathlib import Path
 from experiments import settings
-from experiments.configs import banyan
-config = banyan.get_config("tiny")
-settings.groups(config)
+names = sys.argv[1:]
+configs = [importlib.import_module(f"experiments.configs.{name}") for name in names]
+for config in configs:
+    settings.groups(config.get_config("tiny"))
 assert "jax" not in sys.modules and "tensorflow_datasets" not in sys.modules
-import tempfile
+for name in names:
+    importlib.import_module(f"experiments.systems.{name}")
 from experiments import loop
-with tempfile.TemporaryDirectory() as name:
-    config.train.steps = 2
-    config.eval.update({"episodes": 4, "curve_episodes": 4})
-    loop.train(config, Path(name) / "run")
-    assert not loop.check(Path(name) / "run")
+from tests import toy
+toy.install()
+with tempfile.TemporaryDirectory() as folder:
+    loop.train(toy.tiny(), Path(folder) / "run")
+    assert not loop.check(Path(folder) / "run")
 print("loaded", [m for m in ("tensorflow", "torch") if m in sys.modules])
 """
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *CONFIGS],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout.strip().endswith("loaded []")
