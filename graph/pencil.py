@@ -376,23 +376,3 @@ def mean_score(
         keys: typed keys [R, B].
     """
     return jax.lax.map(lambda draw: score(permute_slots(batch, draw)), keys).mean(axis=0)
-
-
-def bce(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
-    """Weighted mean of the binary cross entropy in nats, float32 [].
-
-    Args:
-        logits, labels, weights: [B]; labels in [0, 1], weights >= 0, 0 for links that are padding.
-    """
-    z, y = logits.astype(jnp.float32), labels.astype(jnp.float32)
-    return _mean(jax.nn.softplus(z) - z * y, weights)
-
-
-def mse(outputs: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-    """Weighted mean of the squared error, float32 []; arguments as of `bce`."""
-    return _mean((outputs.astype(jnp.float32) - targets.astype(jnp.float32)) ** 2, weights)
-
-
-def _mean(x: jax.Array, weights: jax.Array) -> jax.Array:
-    weights = weights.astype(jnp.float32)
-    return (x * weights).sum() / jnp.maximum(weights.sum(), jnp.finfo(jnp.float32).tiny)
