@@ -33,7 +33,19 @@ def use_older_emitters() -> None:
         os.environ["XLA_FLAGS"] = flags
 
 
-if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it
+def keep_to_own_cores(worker: int, workers: int) -> None:
+    """Programs of several workers on the same cores wait for each other's threads."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[worker::workers] or cores)
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    keep_to_own_cores(
+        int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")),
+        int(os.environ["PYTEST_XDIST_WORKER_COUNT"]),
+    )
+else:  # workers inherit it
     use_older_emitters()
 
 import jax  # noqa: E402  (after the environment is set)

@@ -161,7 +161,7 @@ def _tiny(config: ConfigDict) -> None:
     config.model.update({"width": 16, "heads": 2, "head_dim": 8, "mlp_width": 32})
     config.optim.warmup = 5
     config.train.update({"steps": 30, "save_every": 10})
-    config.eval.update({"every": 10, "rows": 64, "beams": 10})
+    config.eval.update({"every": 10, "rows": 64, "batch": 64, "beams": 10})
     config.log.every = 1
 
 
