@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Test-wide settings: 8 CPU devices, strict ranks, closed network, shared compile cache."""
 
+import gc
 import os
 import socket
 import subprocess
@@ -40,6 +41,7 @@ def keep_to_own_cores(worker: int, workers: int) -> None:
         os.sched_setaffinity(0, cores[worker::workers] or cores)
 
 
+gc.set_threshold(100_000, 20, 20)  # a quarter of the time of tracing went into looking for garbage
 if "PYTEST_XDIST_WORKER" in os.environ:
     keep_to_own_cores(
         int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")),

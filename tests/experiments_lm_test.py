@@ -133,8 +133,9 @@ def test_another_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """A run goes on with the text it began with, wherever that lies, or not at all."""
     one, other = texts.made_text(1, 4000), texts.made_text(2, 4000)
     (tmp_path / "text.txt").write_text(one)
-    config = tiny("lm", data__text=str(tmp_path / "text.txt"), train__steps=2, eval__every=2)
-    loop.train(config, tmp_path / "run")
+    text = str(tmp_path / "text.txt")
+    few = {"train__steps": 2, "eval__every": 2, "eval__lengths": (32,), "model__layers": 1}
+    loop.train(tiny("lm", data__text=text, **few), tmp_path / "run")
     assert loop.check(tmp_path / "run") == []
     (tmp_path / "text.txt").write_text(other)
     with pytest.raises(UserError, match="is not the text this run began with"):
