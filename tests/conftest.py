@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import compiling
+
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -19,19 +21,8 @@ os.environ.setdefault(
     str(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "banyan-stack" / "xla"),
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-# XLA's own passes stay; LLVM's are cut to a minimum, for programs here run for milliseconds.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if "BANYAN_DATA" not in os.environ and (ROOT.parent / "shared" / "data").is_dir():
     os.environ["BANYAN_DATA"] = str(ROOT.parent / "shared" / "data")
-
-
-def use_older_emitters() -> None:
-    """Two thirds off every compile, where jaxlib still has them; an unknown flag ends a process."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
-    probe = [sys.executable, "-c", "import jax; jax.devices()"]
-    tried = {**os.environ, "XLA_FLAGS": flags}
-    if subprocess.run(probe, env=tried, capture_output=True, check=False).returncode == 0:
-        os.environ["XLA_FLAGS"] = flags
 
 
 def keep_to_own_cores(worker: int, workers: int) -> None:
@@ -48,12 +39,27 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         int(os.environ["PYTEST_XDIST_WORKER_COUNT"]),
     )
 else:  # workers inherit it
-    use_older_emitters()
+    compiling.quickly()
 
 import jax  # noqa: E402  (after the environment is set)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Tests marked `users_compiler`, whose figures hang on the last bit, get their own process."""
+    if not pyfuncitem.get_closest_marker("users_compiler"):
+        return None
+    if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "0":
+        return None  # it is the one
+    words = [sys.executable, "-m", "pytest", "-n0", "--rootdir", str(ROOT), pyfuncitem.nodeid]
+    run = subprocess.run(
+        words, cwd=ROOT, env=compiling.as_users(), capture_output=True, text=True, check=False
+    )
+    if run.returncode:
+        pytest.fail(run.stdout + run.stderr, pytrace=False)
+    return True
 
 
 @pytest.fixture(autouse=True)
@@ -68,15 +74,6 @@ def closed_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
-
-
-@pytest.fixture
-def users_compiler() -> Iterator[None]:
-    """All of LLVM's passes, for figures that hang on the last bit of what users run."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

@@ -227,7 +227,7 @@ def test_select(mode: str, scores: tuple[float, ...], best: int, tmp_path: Path)
     assert best in checkpoint.steps(workdir) and checkpoint.steps(workdir)[-1] == 20
     state = checkpoint.read(workdir, best)["state"]
     truth = checkpoint.read(workdir)["artifacts"]["truth"]
-    want = np.sum((state["params"]["w"] - truth) ** 2)
+    want = np.mean((state["params"]["w"] - truth) ** 2)
     np.testing.assert_allclose(found["metrics"]["test/error"], want, rtol=1e-6)
     assert loop.check(workdir) == []
 
@@ -444,7 +444,6 @@ def on(count: int, shape: tuple[int, int]) -> Any:
     return lambda _: Mesh(grid, sharding.AXES, axis_types=axes)
 
 
-@pytest.mark.usefixtures("users_compiler")
 def test_saved_on_4_devices_restored_on_1_and_on_2x2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from experiments import folder
+from tests import compiling
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
@@ -38,7 +39,7 @@ def train(workdir: Path, system: str, seed: int, *options: str) -> dict[str, Any
     run = subprocess.run(
         [sys.executable, *words, f"--workdir={workdir}"],
         cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if k != "JAX_DISABLE_MOST_OPTIMIZATIONS"},
+        env=compiling.as_users(),
         capture_output=True,
         text=True,
         check=False,

@@ -220,7 +220,7 @@ def test_each_mistake_alone_collapses_and_raises_the_alarm(cause: str) -> None:
     assert "collapsed (level" in report.reason(figures, (32,) * 3)
 
 
-@pytest.mark.usefixtures("users_compiler")
+@pytest.mark.users_compiler
 def test_the_repaired_recipe_uses_its_codes() -> None:
     figures = quality()
     assert figures["alarm"] == 0

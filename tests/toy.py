@@ -127,7 +127,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Any:
         whole = host_batch(seed, step, toy.rows, truth)
         return {**{k: v[lo:hi] for k, v in whole.items()}, "scale": scale}
 
-    error_of = jax.jit(lambda params: jnp.sum((params["w"] - truth) ** 2))
+    error_of = jax.jit(lambda params: jnp.mean((params["w"] - truth) ** 2))
 
     def evaluate(state: Any, split: str) -> dict[str, Any]:
         found = {f"{split}/error": error_of(state["params"])}
