@@ -5,8 +5,10 @@ Paper: Huang, Ding, Ju, Liu, Shah, Zhao 2026, "Threshold Differential Attention"
 [secondary] passkey at 4,000 tokens after fine-tuning GPT-2 162M: tda 15 %, softmax 6 %. The task
 here is made, so the numbers do not compare.
 
-:base   2 layers of width 64, length 128, tested to 2048. beta = 0.5: at 1 tda was far from learning
-        the task in as many updates. Some ten minutes on 2 busy CPU cores.
+:base   2 layers of width 64, length 128, tested to 2048; ten minutes on one CPU core. The lower
+        the threshold, the easier tda learns it: of 1500 updates, seed 0, accuracy at 128 / 512 /
+        2048 is .99 / .98 / .08 at beta .25 and .58 / .30 / .11 at .5; softmax 1.00 / .88 / .13,
+        ssmax 1.00 / .99 / .33 (experiments/results/passkey_lengths.json).
         python experiments/run.py --config=experiments/configs/passkey.py
 :tiny   the same wiring in seconds; learns nothing worth reading.
 :h200   6 layers of width 384, length 512, tested to 8192, two needles (not run here).
