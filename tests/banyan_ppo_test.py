@@ -42,6 +42,8 @@ PPO: dict[str, Any] = {
     "reset_optimizer": False,
 }
 
+begin = jax.jit(ppo.init, static_argnums=(1, 2))
+
 
 @pytest.fixture(scope="module")
 def tables() -> Any:
@@ -115,14 +117,14 @@ def test_loss_equals_numpy() -> None:
     rng = np.random.default_rng(2)
     start = jnp.asarray(rng.random((4, 6)) < 0.3)
     memory = jnp.asarray(rng.normal(size=(6, 6)), jnp.float32)
-    params = net.init(jax.random.key(0), obs, prev_action, prev_reward, start, memory)
+    params = jax.jit(net.init)(jax.random.key(0), obs, prev_action, prev_reward, start, memory)
     action = jnp.asarray(rng.integers(0, 8, (4, 6)), jnp.int32)
     old = jnp.asarray(rng.normal(-2.0, 0.3, (4, 6)), jnp.float32)
     adv, ret = jnp.asarray(rng.normal(size=(2, 4, 6)), jnp.float32)
     sample = ppo.Sample(obs, prev_action, prev_reward, start, action, old, ret)
     total, metrics = ppo.loss(params, net, config, sample, memory, adv, ret)
 
-    logits, value, _ = net.apply(params, obs, prev_action, prev_reward, start, memory)
+    logits, value, _ = jax.jit(net.apply)(params, obs, prev_action, prev_reward, start, memory)
     logits, value = np.asarray(logits, np.float64), np.asarray(value, np.float64)
     prob = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     chosen = np.array([[prob[t, n, action[t, n]] for n in range(6)] for t in range(4)])
@@ -148,12 +150,14 @@ def test_sequence_equals_step_by_step(memory: str, encoder: str) -> None:
     obs, action, reward = random_inputs(3, 6, 4)
     start = jnp.asarray(np.random.default_rng(0).random((6, 4)) < 0.4)
     carry = networks.init_memory(net.config, 4) + 0.7
-    params = net.init(jax.random.key(0), obs, action, reward, start, carry)
-    logits, value, last = net.apply(params, obs, action, reward, start, carry)
+    params = jax.jit(net.init)(jax.random.key(0), obs, action, reward, start, carry)
+    logits, value, last = jax.jit(net.apply)(params, obs, action, reward, start, carry)
     for t in range(6):
         one = jax.tree.map(lambda x, t=t: x[t : t + 1], (obs, action, reward, start))
         cleared = jnp.where(start[t][:, None], 0.0, carry)
-        step_logits, step_value, carry = net.apply(params, *one[:3], one[3] & False, cleared)
+        step_logits, step_value, carry = jax.jit(net.apply)(
+            params, *one[:3], one[3] & False, cleared
+        )
         np.testing.assert_allclose(step_logits[0], logits[t], atol=1e-5)
         np.testing.assert_allclose(step_value[0], value[t], atol=1e-5)
     if memory != "none":  # without memory the carry is a placeholder that nobody clears
@@ -166,11 +170,11 @@ def test_memory_is_used_and_forgotten_at_starts() -> None:
     obs, action, reward = random_inputs(4, 5, 3)
     carry = networks.init_memory(net.config, 3)
     never, at_three = jnp.zeros((5, 3), bool), jnp.zeros((5, 3), bool).at[3].set(True)
-    params = net.init(jax.random.key(0), obs, action, reward, never, carry)
+    params = jax.jit(net.init)(jax.random.key(0), obs, action, reward, never, carry)
     other = reward.at[0].add(5.0)
     for start, differs in ((never, True), (at_three, False)):
-        a = net.apply(params, obs, action, reward, start, carry)[0][3:]
-        b = net.apply(params, obs, action, other, start, carry)[0][3:]
+        a = jax.jit(net.apply)(params, obs, action, reward, start, carry)[0][3:]
+        b = jax.jit(net.apply)(params, obs, action, other, start, carry)[0][3:]
         assert bool(jnp.abs(a - b).max() > 1e-6) == differs
 
 
@@ -193,11 +197,11 @@ def test_minibatches_are_a_partition_within_groups() -> None:
 def test_final_values_are_those_of_the_last_views(tables: Any, steps: int) -> None:
     """The few observations evaluated give what evaluating every final_obs gives."""
     net = network()
-    agent = ppo.init(jax.random.key(0), net, PPOConfig(**PPO), tables)
+    agent = begin(jax.random.key(0), net, PPOConfig(**PPO), tables)
     worker = agent.worker
     _, sample, outcome = ROLLOUT(jax.random.key(1), net, agent.params, worker, tables, steps)
     got = ppo.final_values(net, agent.params, sample, outcome, max_steps=5)
-    _, every, _ = net.apply(
+    _, every, _ = jax.jit(net.apply)(
         agent.params,
         jax.tree.map(lambda x: x.reshape((1, -1, *x.shape[2:])), outcome.final_obs),
         sample.action.reshape(1, -1),
@@ -213,7 +217,7 @@ def test_final_values_are_those_of_the_last_views(tables: Any, steps: int) -> No
 def test_worker_carries_last_step(tables: Any) -> None:
     """Previous action and reward are those of the step before, and none at a start."""
     net = network()
-    agent = ppo.init(jax.random.key(0), net, PPOConfig(**PPO), tables)
+    agent = begin(jax.random.key(0), net, PPOConfig(**PPO), tables)
     _, sample, outcome = ROLLOUT(jax.random.key(1), net, agent.params, agent.worker, tables, 12)
     ended = np.asarray(outcome.terminated | outcome.truncated)
     assert ended.any()
@@ -229,7 +233,7 @@ def test_worker_carries_last_step(tables: Any) -> None:
 def test_evaluation_is_one_episode_per_env(tables: Any) -> None:
     """Success rates equal those of stepping each environment alone until it ends."""
     net = network(memory="none")
-    agent = ppo.init(jax.random.key(3), net, PPOConfig(**PPO), tables)
+    agent = begin(jax.random.key(3), net, PPOConfig(**PPO), tables)
     tables = tables._replace(max_steps=jnp.int32(40))
     episodes, key = 16, jax.random.key(5)
     got = jax.jit(lambda p, t: ppo.evaluate(key, net, p, t, 2, episodes, True))(
@@ -270,7 +274,7 @@ def test_nothing_recompiles_when_tasks_change(tables: Any) -> None:
         traces.append(1)
         return ppo.update(key, net, config, agent, tables, new_phase, 5)
 
-    agent = ppo.init(jax.random.key(0), net, config, tables)
+    agent = begin(jax.random.key(0), net, config, tables)
     changed = [
         tables,
         tables._replace(dist=tables.dist._replace(num_layouts=jnp.int32(2))),
@@ -286,7 +290,7 @@ def test_nothing_recompiles_when_tasks_change(tables: Any) -> None:
 def test_conditions_train_side_by_side(tables: Any) -> None:
     """Several distributions and horizons under one vmap equal the same updates one by one."""
     net, config = network(), PPOConfig(**PPO)
-    agent = ppo.init(jax.random.key(0), net, config, tables)
+    agent = begin(jax.random.key(0), net, config, tables)
     few = tables._replace(
         dist=tables.dist._replace(num_layouts=jnp.int32(1)), max_steps=jnp.int32(3)
     )
@@ -313,7 +317,7 @@ def test_conditions_train_side_by_side(tables: Any) -> None:
 
 def test_new_phase_starts_fresh_episodes(tables: Any) -> None:
     net, config = network(), PPOConfig(**{**PPO, "reset_optimizer": True})
-    agent = ppo.init(jax.random.key(0), net, config, tables)
+    agent = begin(jax.random.key(0), net, config, tables)
     agent, _ = ppo.update(jax.random.key(1), net, config, agent, tables, jnp.bool_(False), 5)
     fresh = ppo.begin_phase(jax.random.key(2), net, config, agent, tables)
     assert int(fresh.worker.env.t.max()) == 0 and bool(fresh.worker.start.all())
@@ -351,7 +355,7 @@ def test_gradient_is_that_of_the_loss() -> None:
     rng = np.random.default_rng(6)
     start = jnp.asarray(rng.random((4, 6)) < 0.3)
     memory = jnp.asarray(rng.normal(size=(6, 6)), jnp.float32)
-    params = net.init(jax.random.key(1), obs, prev_action, prev_reward, start, memory)
+    params = jax.jit(net.init)(jax.random.key(1), obs, prev_action, prev_reward, start, memory)
     params["params"]["actor"]["kernel"] *= 50.0  # else the policy is flat, its gradient tiny
     action = jnp.asarray(rng.integers(0, 8, (4, 6)), jnp.int32)
     old = jnp.full((4, 6), -2.0)
@@ -376,7 +380,7 @@ def test_update_learns_from_its_own_rollout(tables: Any, monkeypatch: pytest.Mon
     """Advantages bootstrap from the state after the rollout, returns add the values, the memory is
     that of the first step, and the optimizer starts from the parameters that acted."""
     net, config = network(), PPOConfig(**PPO)
-    agent = ppo.init(jax.random.key(0), net, config, tables)
+    agent = begin(jax.random.key(0), net, config, tables)
     agent = agent._replace(worker=agent.worker._replace(memory=agent.worker.memory + 0.5))
     agent = agent._replace(worker=agent.worker._replace(start=agent.worker.start & False))
     given: list[Any] = []

@@ -2,7 +2,7 @@
 """SASRec: causality, padding, three losses against plain NumPy, rows of training; the optimizer."""
 
 import dataclasses
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -60,7 +60,7 @@ def rows() -> dict[str, jax.Array]:
 def states() -> np.ndarray:
     model, params = made()
     batch = rows()
-    return np.asarray(model.apply({"params": params}, batch["history"], batch["mask"]))
+    return np.asarray(jax.jit(model.apply)({"params": params}, batch["history"], batch["mask"]))
 
 
 def test_a_state_sees_its_past_alone(states: np.ndarray) -> None:
@@ -68,7 +68,7 @@ def test_a_state_sees_its_past_alone(states: np.ndarray) -> None:
     model, params = made()
     batch = rows()
     other = batch["history"].at[0, 3].set((batch["history"][0, 3] + 1) % ITEMS)
-    moved = np.asarray(model.apply({"params": params}, other, batch["mask"])) - states
+    moved = np.asarray(jax.jit(model.apply)({"params": params}, other, batch["mask"])) - states
     assert (moved[0, :3] == 0).all() and (np.abs(moved[0, 3:]).max(axis=1) > 1e-4).all()
     assert (moved[1:] == 0).all()
 
@@ -77,12 +77,11 @@ def test_padding_changes_nothing(states: np.ndarray) -> None:
     """Fewer columns, junk in the padding: the same scores of the catalogue."""
     model, params = made()
     batch = rows()
-    wanted = sasrec.scores_of(model, params, batch["history"], batch["mask"])
+    scores_of = jax.jit(partial(sasrec.scores_of, model))
+    wanted = scores_of(params, batch["history"], batch["mask"])
     junk = jnp.where(batch["mask"], batch["history"], 7)
-    np.testing.assert_allclose(
-        sasrec.scores_of(model, params, junk, batch["mask"]), wanted, atol=1e-5
-    )
-    short = sasrec.scores_of(model, params, batch["history"][1:, :3], batch["mask"][1:, :3])
+    np.testing.assert_allclose(scores_of(params, junk, batch["mask"]), wanted, atol=1e-5)
+    short = scores_of(params, batch["history"][1:, :3], batch["mask"][1:, :3])
     np.testing.assert_allclose(short, wanted[1:], atol=1e-5)
     last = states[np.arange(3), [5, 2, 0]]
     np.testing.assert_allclose(last @ np.asarray(params["items"]).T, wanted, atol=1e-5)
@@ -153,7 +152,7 @@ def test_norms_and_start_are_not_decayed() -> None:
     cfg = OptimConfig(0.1, 0, "constant", 1, 0.9, 0.98, 0.5, 1.0)
     tx = training.optimizer(cfg)
     zero = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = tx.update(zero, tx.init(params), params)
+    updates = jax.jit(lambda p: tx.update(zero, tx.init(p), p)[0])(params)
     moved = {
         jax.tree_util.keystr(p, simple=True, separator="/"): float(jnp.abs(u).max())
         for p, u in jax.tree_util.tree_flatten_with_path(updates)[0]

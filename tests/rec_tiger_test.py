@@ -80,7 +80,7 @@ def test_cached_equals_teacher_forced(layout: str, scan: bool) -> None:
     model, params = small(layout=layout, separators=True, scan=scan, tied=scan)
     rows, beams = histories(3), 2
     target = jnp.asarray(np.random.default_rng(1).integers(0, SIZES, (6, 3)).astype(np.int32))
-    wanted: Any = model.apply({"params": params}, *rows, target)
+    wanted: Any = jax.jit(model.apply)({"params": params}, *rows, target)
 
     @jax.jit
     def decode(params: Any) -> Any:
@@ -198,5 +198,6 @@ def test_bad_sizes_are_named(changes: dict[str, Any]) -> None:
 def test_every_kind_of_attention_reads_and_writes() -> None:
     model, params = small(attention="tda", position="rope", layers=1)
     history, mask, users = histories(2)
-    out = model.apply({"params": params}, history, mask, users, jnp.zeros((2, 3), jnp.int32))
+    digits = jnp.zeros((2, 3), jnp.int32)
+    out: Any = jax.jit(model.apply)({"params": params}, history, mask, users, digits)
     assert np.isfinite(np.asarray(out)).all()
