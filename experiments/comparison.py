@@ -58,9 +58,11 @@ def bootstrap_interval(
 
 
 def spread(values: Sequence[float | int] | np.ndarray) -> float:
-    """Sample standard deviation; nan for one value."""
+    """Sample standard deviation; nan for one value, 0 for equal ones."""
     array = np.asarray(values, np.float64)
-    return float(array.std(ddof=1)) if array.size > 1 else math.nan
+    if array.size < 2:
+        return math.nan
+    return float(array.std(ddof=1)) if np.ptp(array) else 0.0  # a mean of equal ones may be off
 
 
 class Summary(NamedTuple):

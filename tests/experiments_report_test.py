@@ -288,6 +288,7 @@ def test_bootstrap_approaches_the_normal_interval() -> None:
 
 def test_bootstrap_edges() -> None:
     assert comparison.bootstrap_interval([2.0, 2.0]) == (2.0, 2.0)
+    assert np.std([0.1] * 3, ddof=1) > 0 == comparison.spread([0.1] * 3)
     assert comparison.bootstrap_interval([0, 1, 5]) == comparison.bootstrap_interval([0, 1, 5])
     assert comparison.bootstrap_interval([0, 1, 5]) != comparison.bootstrap_interval(
         [0, 1, 5], seed=1, num_resamples=11
