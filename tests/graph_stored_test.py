@@ -66,13 +66,19 @@ if sys.argv[1] == "prepare":
 else:
     graph, data = tfds_builder.read_csr(builder), tfds_builder.read_links(builder)
     assert len(graph.indices) == 2 * len(data.split.graph) == 58_800_000
+    if sys.argv[1] == "sample":
+        from graph import sample
+        config = sample.SampleConfig(hops=2, fanout=10, cap=64)
+        pairs = data.split.graph[:: len(data.split.graph) // 8192][:8192]
+        batch = sample.sample(sample.prepare(graph, "host"), pairs, 0, 0, config)
+        assert len(batch.n) == 8192 and batch.n.mean() > 20, batch.n
 print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
 @pytest.mark.slow
 def test_thirty_million_edges_take_less_than_two_gigabytes(tmp_path: Path) -> None:
-    for step in ("prepare", "load"):
+    for step in ("prepare", "load", "sample"):
         done = subprocess.run(
             [sys.executable, "-c", MEASURE, step, "2900000-30000000-0", str(tmp_path)],
             capture_output=True, text=True, check=False, cwd=Path(__file__).resolve().parent.parent,
