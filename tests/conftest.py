@@ -48,7 +48,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Tests marked `users_compiler`, whose figures hang on the last bit, get their own process."""
+    """Tests marked `users_compiler`, whose figures hang on the last bit or which run for longer
+    than they compile, get their own process."""
     if not pyfuncitem.get_closest_marker("users_compiler"):
         return None
     if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "0":

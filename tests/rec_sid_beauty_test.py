@@ -63,6 +63,7 @@ def distortions(x: np.ndarray, centroids: list[np.ndarray], codes: np.ndarray) -
     return found
 
 
+@pytest.mark.users_compiler  # it runs for longer than it compiles
 def test_residual_k_means_reaches_the_golden_figures(data_root: Path) -> None:
     cfg, params, codes = fitted(data_root)
     x = features(data_root)
