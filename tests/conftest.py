@@ -77,7 +77,7 @@ def closed_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def data_root() -> Path:
     """Folder of the real data; skips where there is none."""
     root = os.environ.get("BANYAN_DATA")

@@ -3,6 +3,8 @@
 
 import functools
 import gzip
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -16,7 +18,9 @@ from sklearn.preprocessing import normalize
 
 from rec.sid import conflict, report, table, tokenizer, trie
 from rec.sid.config import SIDConfig
+from tests import compiling
 
+ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.data
 
 ITEMS = 12101
@@ -45,11 +49,27 @@ def features(root: Path) -> np.ndarray:
     return normalize(reduced).astype(np.float32)
 
 
-@functools.cache
-def fitted(root: Path) -> tuple[SIDConfig, dict, np.ndarray]:
-    cfg = SIDConfig()
-    params = tokenizer.fit(jax.random.key(0), features(root), cfg)
-    return cfg, params, tokenizer.encode(params, features(root), cfg)
+FIT = """
+import sys
+import jax, numpy as np
+from rec.sid import tokenizer
+from rec.sid.config import SIDConfig
+x = np.load(sys.argv[1])
+params = tokenizer.fit(jax.random.key(0), x, SIDConfig())
+np.savez(sys.argv[2], codes=tokenizer.encode(params, x, SIDConfig()), **params)
+"""
+Fitted = tuple[SIDConfig, dict, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def fitted(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    """Config, parameters and codes; compiled as for users, for it runs longer than it compiles."""
+    given, made = (tmp_path_factory.mktemp("beauty") / name for name in ("x.npy", "fit.npz"))
+    np.save(given, features(data_root))
+    words = [sys.executable, "-c", FIT, str(given), str(made)]
+    subprocess.run(words, cwd=ROOT, env=compiling.as_users(), check=True)
+    params = dict(np.load(made))
+    return SIDConfig(), params, params.pop("codes")
 
 
 def distortions(x: np.ndarray, centroids: list[np.ndarray], codes: np.ndarray) -> list[float]:
@@ -63,9 +83,8 @@ def distortions(x: np.ndarray, centroids: list[np.ndarray], codes: np.ndarray) -
     return found
 
 
-@pytest.mark.users_compiler  # it runs for longer than it compiles
-def test_residual_k_means_reaches_the_golden_figures(data_root: Path) -> None:
-    cfg, params, codes = fitted(data_root)
+def test_residual_k_means_reaches_the_golden_figures(data_root: Path, fitted: Fitted) -> None:
+    cfg, params, codes = fitted
     x = features(data_root)
     assert x.shape == (ITEMS, 256)
     decoded = tokenizer.reconstruct(params, codes, cfg)
@@ -80,8 +99,8 @@ def test_residual_k_means_reaches_the_golden_figures(data_root: Path) -> None:
     assert table.unique(sids) and len(table.sha256(sids, cfg.sizes)) == 64
 
 
-def test_residual_k_means_is_as_good_as_scikit_learn(data_root: Path) -> None:
-    _, params, codes = fitted(data_root)
+def test_residual_k_means_is_as_good_as_scikit_learn(data_root: Path, fitted: Fitted) -> None:
+    _, params, codes = fitted
     x = features(data_root)
     ours = distortions(x, list(np.asarray(params["codebook"], np.float64)), codes)
     rest, books, labels = x, [], []
@@ -100,8 +119,10 @@ def test_residual_k_means_is_as_good_as_scikit_learn(data_root: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["ecm", "rrs"])
-def test_psid_is_nearly_as_close_as_the_nearest_codes(data_root: Path, how: str) -> None:
-    _, params, codes = fitted(data_root)
+def test_psid_is_nearly_as_close_as_the_nearest_codes(
+    data_root: Path, fitted: Fitted, how: str
+) -> None:
+    _, params, codes = fitted
     x = features(data_root)
     found = conflict.psid(x, np.asarray(params["codebook"]), how, True)
     print(how, found.distortion / found.greedy, found.moved)
@@ -110,8 +131,8 @@ def test_psid_is_nearly_as_close_as_the_nearest_codes(data_root: Path, how: str)
     assert (found.sids == codes).all(axis=1).mean() > 0.8
 
 
-def test_the_catalogue_is_a_trie(data_root: Path) -> None:
-    _, _, codes = fitted(data_root)
+def test_the_catalogue_is_a_trie(fitted: Fitted) -> None:
+    _, _, codes = fitted
     sids = conflict.add_digit(codes, 256)
     tree, shape = trie.build(sids, (256,) * 4)
     assert shape.branching[0] == 256 and len(tree.leaf_items) == ITEMS
