@@ -151,13 +151,12 @@ def test_sequence_equals_step_by_step(memory: str, encoder: str) -> None:
     start = jnp.asarray(np.random.default_rng(0).random((6, 4)) < 0.4)
     carry = networks.init_memory(net.config, 4) + 0.7
     params = jax.jit(net.init)(jax.random.key(0), obs, action, reward, start, carry)
-    logits, value, last = jax.jit(net.apply)(params, obs, action, reward, start, carry)
+    apply = jax.jit(net.apply)
+    logits, value, last = apply(params, obs, action, reward, start, carry)
     for t in range(6):
         one = jax.tree.map(lambda x, t=t: x[t : t + 1], (obs, action, reward, start))
         cleared = jnp.where(start[t][:, None], 0.0, carry)
-        step_logits, step_value, carry = jax.jit(net.apply)(
-            params, *one[:3], one[3] & False, cleared
-        )
+        step_logits, step_value, carry = apply(params, *one[:3], one[3] & False, cleared)
         np.testing.assert_allclose(step_logits[0], logits[t], atol=1e-5)
         np.testing.assert_allclose(step_value[0], value[t], atol=1e-5)
     if memory != "none":  # without memory the carry is a placeholder that nobody clears
@@ -171,10 +170,10 @@ def test_memory_is_used_and_forgotten_at_starts() -> None:
     carry = networks.init_memory(net.config, 3)
     never, at_three = jnp.zeros((5, 3), bool), jnp.zeros((5, 3), bool).at[3].set(True)
     params = jax.jit(net.init)(jax.random.key(0), obs, action, reward, never, carry)
-    other = reward.at[0].add(5.0)
+    apply, other = jax.jit(net.apply), reward.at[0].add(5.0)
     for start, differs in ((never, True), (at_three, False)):
-        a = jax.jit(net.apply)(params, obs, action, reward, start, carry)[0][3:]
-        b = jax.jit(net.apply)(params, obs, action, other, start, carry)[0][3:]
+        a = apply(params, obs, action, reward, start, carry)[0][3:]
+        b = apply(params, obs, action, other, start, carry)[0][3:]
         assert bool(jnp.abs(a - b).max() > 1e-6) == differs
 
 

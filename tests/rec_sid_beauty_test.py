@@ -68,7 +68,8 @@ def fitted(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     np.save(given, features(data_root))
     words = [sys.executable, "-c", FIT, str(given), str(made)]
     subprocess.run(words, cwd=ROOT, env=compiling.as_users(), check=True)
-    params = dict(np.load(made))
+    with np.load(made) as kept:
+        params = dict(kept)
     return SIDConfig(), params, params.pop("codes")
 
 
