@@ -114,7 +114,7 @@ def _short(value: Any) -> str:
 
 def run(name: str, repeats: int) -> dict[str, Any]:
     """Measures one bench."""
-    from experiments import folder
+    from experiments.runner import folder
 
     module = importlib.import_module(f"experiments.benches.{name}")
     rows, missing = measure(module.cases(), repeats)

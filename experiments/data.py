@@ -42,8 +42,8 @@ import numpy as np
 if __package__ in (None, ""):  # run as a script: the checkout, not this folder, is the root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from experiments import transfer
-from experiments.transfer import DataError
+from experiments.runner import transfer
+from experiments.runner.transfer import DataError
 
 # Modules that export FILES; a new library is one more name.
 LIBRARIES = ("banyan.data", "attention.data", "rec.data", "graph.data")

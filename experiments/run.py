@@ -23,8 +23,8 @@ sys.path[0:0] = [str(ROOT)]
 
 from absl import app, flags, logging  # noqa: E402
 
-from experiments import command_line  # noqa: E402
-from experiments.errors import UserError  # noqa: E402
+from experiments.runner import command_line  # noqa: E402
+from experiments.runner.errors import UserError  # noqa: E402
 
 
 def start_jax(values: flags.FlagValues) -> None:
@@ -57,7 +57,7 @@ def start_jax(values: flags.FlagValues) -> None:
 
 def train(values: flags.FlagValues) -> None:
     """Validates before JAX is imported, then hands over to the loop."""
-    from experiments import settings
+    from experiments.runner import settings
 
     config = values.config
     settings.groups(config)
@@ -66,7 +66,7 @@ def train(values: flags.FlagValues) -> None:
     home = ROOT if (ROOT / "pyproject.toml").is_file() else Path.cwd()
     workdir = Path(values.workdir or home / "runs" / name)
     start_jax(values)
-    from experiments import loop
+    from experiments.runner import loop
 
     loop.train(config, workdir, overwrite=values.overwrite, profile=values.profile)
 
@@ -75,7 +75,7 @@ def inspect(values: flags.FlagValues) -> int:
     """Modes that read a run folder."""
     mode, workdir = values.mode, Path(values.workdir)
     start_jax(values)
-    from experiments import loop
+    from experiments.runner import loop
 
     if mode == "eval":
         for key, value in sorted(loop.evaluate_last(workdir).items()):
@@ -101,7 +101,7 @@ def dispatch(values: flags.FlagValues, words: list[str]) -> int:
     try:
         command_line.check_flags(values, words)
         if values.mode == "report":
-            from experiments import report
+            from experiments.runner import report
 
             folders = [Path(w) for w in words] or [Path(values.workdir)]
             print(report.write_comparison(folders, Path(values.workdir or ".")))

@@ -23,11 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 if __package__ in (None, ""):  # run as a script: the checkout, not this folder, is the root
     sys.path[0:0] = [str(ROOT)]
 
-from experiments import settings  # noqa: E402
-from experiments.comparison import summarize  # noqa: E402
-from experiments.errors import UserError  # noqa: E402
-from experiments.report import Cell, Table, markdown, markdown_table, number  # noqa: E402
-from experiments.writer import short  # noqa: E402
+from experiments.runner import names  # noqa: E402
+from experiments.runner.comparison import summarize  # noqa: E402
+from experiments.runner.errors import UserError  # noqa: E402
+from experiments.runner.report import Cell, Table, markdown, markdown_table, number  # noqa: E402
+from experiments.runner.writer import short  # noqa: E402
 
 RESULTS = ROOT / "experiments" / "results"
 README = ROOT / "README.md"
@@ -80,7 +80,7 @@ def read(results: Path = RESULTS) -> Found:
 
 def headline(system: str, measured: Iterable[str], paper: Iterable[str] = ()) -> list[str]:
     """Metrics to show: those of the paper, then those of HEADLINE that were measured."""
-    named = getattr(settings.config_module(system), "HEADLINE", ())
+    named = getattr(names.config_module(system), "HEADLINE", ())
     wanted = [*paper, *(name for name in named if name in set(measured))]
     return list(dict.fromkeys(wanted))
 

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import compiling
+from tests import ROOT, compiling
 
-ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault(
@@ -93,5 +92,4 @@ def installed() -> Iterator[None]:
 
     toy.install()
     yield
-    for room in ("configs", "systems"):
-        sys.modules.pop(f"experiments.{room}.toy", None)
+    toy.remove()

@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import folder
-from tests import compiling
+from experiments.runner import folder
+from tests import ROOT, compiling
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
 SEEDS = (0, 1, 2)
 

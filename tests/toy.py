@@ -19,7 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import settings
+from experiments.runner import names, settings
 
 DIM, OUT = 8, 4
 PREPARED: list[int] = []  # one entry per call of `prepare`
@@ -93,7 +93,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Any:
     import optax
     from jax.sharding import PartitionSpec as P
 
-    from experiments.contract import Experiment
+    from experiments.runner.contract import Experiment
 
     toy, seed = settings.groups(config)["toy"], config.seed
     truth = artifacts["truth"]
@@ -158,9 +158,16 @@ PNG = bytes.fromhex(
 
 def install() -> None:
     """Makes the loop find this module as system and config "toy"."""
-    module = sys.modules[__name__]
-    for room in ("configs", "systems"):
-        sys.modules[f"experiments.{room}.toy"] = module
+    names.systems()["toy"] = "toy"
+    for folder in ("configs", "systems"):
+        sys.modules[f"experiments.{folder}.toy"] = sys.modules[__name__]
+
+
+def remove() -> None:
+    """Undoes `install`."""
+    names.systems().pop("toy", None)
+    for folder in ("configs", "systems"):
+        sys.modules.pop(f"experiments.{folder}.toy", None)
 
 
 def tiny(**changes: Any) -> ConfigDict:
@@ -182,7 +189,8 @@ def changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
 def main() -> None:
     from absl import app, flags
 
-    from experiments import command_line, run
+    from experiments import run
+    from experiments.runner import command_line
 
     flag_values: Any = flags.FLAGS
     command_line.define_flags(flag_values)

@@ -21,8 +21,8 @@ from banyan import env, tasks
 from banyan.agents import ppo
 from banyan.task_config import TaskConfig
 from banyan.types import NUM_ACTIONS, EnvParams
-from experiments import loop, settings
 from experiments.bench import Case, Missing
+from experiments.runner import loop, names, settings
 
 ENVS = (1024, 8192)
 CALL_STEPS = 1 << 18  # environment steps per timed call
@@ -213,7 +213,7 @@ def peers() -> list[tuple[str, str, Callable[[int], Stepper], tuple[int, ...], i
 
 def ppo_cases() -> Iterable[Case]:
     """One contract step of :base, its rollout alone, and the bare optimization of one rollout."""
-    config = settings.config_module("banyan").get_config("base")
+    config = names.config_module("banyan").get_config("base")
     asm = loop.assemble(config)
     agent_config = settings.groups(config)["agent"]
     work = agent_config.num_envs * agent_config.num_steps
@@ -226,7 +226,7 @@ def ppo_cases() -> Iterable[Case]:
         holder[0], metrics = step(holder[0], batch)
         jax.block_until_ready(metrics)
 
-    from experiments.systems import banyan as system
+    from experiments.systems.banyan import banyan as system
 
     made = tasks.from_arrays(asm.artifacts)
     net, tables = system.network(config, made), jax.tree.map(jnp.asarray, made.params)

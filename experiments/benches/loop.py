@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from experiments import loop, settings, sharding
 from experiments.bench import Case
-from experiments.contract import Experiment
-from experiments.writer import open_writer
+from experiments.runner import loop, settings, sharding
+from experiments.runner.contract import Experiment
+from experiments.runner.writer import open_writer
 
 STEPS = 3000
 TARGET_S = 1e-3

@@ -1,0 +1,583 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run folder as one page: report.md and report.html (self-contained); several runs compared.
+
+Both pages are made from the same tables. The HTML page loads nothing and runs nothing: pictures are
+data URIs, every text is escaped, and a content policy forbids the rest.
+"""
+
+import base64
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.runner import plots, settings
+from experiments.runner.comparison import Group, difference, load_groups, spread, summarize
+from experiments.runner.comparison import bootstrap_interval as bootstrap_interval
+from experiments.runner.contract import Rows
+from experiments.runner.errors import UserError
+from experiments.runner.folder import read_json, write_text
+from experiments.runner.writer import read_metrics, short
+
+MAX_PLOTS = 12
+PICTURES = {
+    b"\x89PNG\r\n\x1a\n": "image/png",
+    b"GIF87a": "image/gif",
+    b"GIF89a": "image/gif",
+}
+KINDS = ("compile", "step", "data", "eval", "checkpoint")
+STYLE = """
+:root{--bg:#fff;--fg:#1d2129;--soft:#5c6470;--line:#e3e6eb;--card:#f6f7f9;--hi:#1f5fd0;--warn:#a34a00}
+@media(prefers-color-scheme:dark){:root{--bg:#15181d;--fg:#e4e7ec;--soft:#9aa3b0;--line:#2d333c;
+--card:#1c2027;--hi:#7fb0ff;--warn:#f0a860}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,"Segoe UI",sans-serif}
+main{max-width:1080px;margin:0 auto;padding:32px 24px 64px}
+h1{font-size:26px;margin:0 0 4px}
+h2{font-size:18px;margin:40px 0 10px;padding-bottom:4px;border-bottom:1px solid var(--line)}
+h3{font-size:15px;margin:24px 0 6px}
+p.note,figcaption,.lead{color:var(--soft)}p.note{font-size:13px;margin:6px 0}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th,td{padding:5px 18px 5px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line);
+overflow-wrap:anywhere}
+th{font-weight:600;color:var(--soft);font-size:13px;white-space:nowrap}
+td.n{text-align:right;white-space:nowrap}th.n{text-align:right}
+code,pre{font:13px/1.5 ui-monospace,Menlo,Consolas,monospace}
+pre{background:var(--card);padding:12px 14px;border-radius:6px;white-space:pre-wrap;
+overflow-wrap:anywhere;margin:8px 0}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(165px,1fr));gap:10px;
+margin:20px 0}
+.card{background:var(--card);border-radius:6px;padding:9px 13px;overflow-wrap:anywhere}
+.card b{display:block;font-size:12px;font-weight:500;color:var(--soft)}
+.warn{color:var(--warn)}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(440px,100%),1fr));gap:14px}
+figure{margin:0}figure img{max-width:100%;height:auto}.grid img{width:100%}
+.bar{display:flex;height:18px;border-radius:4px;overflow:hidden;margin:8px 0 12px}
+.dot{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:8px}
+summary{cursor:pointer;color:var(--hi);margin:10px 0}
+"""
+
+
+class Cell(NamedTuple):
+    """Text of a table cell; `exact` is shown on hover, `color` as a dot before the text."""
+
+    text: str
+    strong: bool = False
+    exact: str = ""
+    number: bool = False
+    color: str = ""
+
+
+class Table(NamedTuple):
+    """The one form in which both pages get their content."""
+
+    head: tuple[str, ...]
+    rows: list[list[Cell]]
+
+
+# ------------------------------------------------------------------------------------------- text
+
+
+def escape(value: Any) -> str:
+    """Text for HTML, quotes included."""
+    return html.escape(str(value), quote=True)
+
+
+def markdown(value: Any) -> str:
+    """Text for a Markdown table: one line, no markup of its own."""
+    text = " ".join(str(value).split())
+    for char in "\\`*_[]|":
+        text = text.replace(char, "\\" + char)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def number(value: Any) -> str:
+    """Four decimals in the usual range, four digits elsewhere."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or not math.isfinite(value):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
+
+
+def numeric(value: Any, strong: bool = False) -> Cell:
+    """A number with all its digits on hover."""
+    return Cell(number(value), strong, repr(value), True)
+
+
+def html_table(table: Table) -> str:
+    """A table whose columns of numbers are right-aligned."""
+    right = [
+        bool(table.rows) and all(row[i].number or not row[i].text for row in table.rows)
+        for i in range(len(table.head))
+    ]
+    head = "".join(
+        f"<th{' class=n' if r else ''}>{escape(h)}</th>"
+        for h, r in zip(table.head, right, strict=True)
+    )
+    lines = []
+    for row in table.rows:
+        cells = []
+        for cell, r in zip(row, right, strict=True):
+            title = f' title="{escape(cell.exact)}"' if cell.exact else ""
+            text = f"<b>{escape(cell.text)}</b>" if cell.strong else escape(cell.text)
+            if cell.color:
+                text = f'<span class=dot style="background:{cell.color}"></span>{text}'
+            cells.append(f"<td{' class=n' if r else ''}{title}>{text}</td>")
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    body = "\n".join(lines)
+    return (
+        f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n"
+        "</tbody></table></div>\n"
+    )
+
+
+def markdown_table(table: Table) -> str:
+    rows = [[markdown(h) for h in table.head], ["---"] * len(table.head)]
+    for row in table.rows:
+        rows.append(
+            [f"**{markdown(c.text)}**" if c.strong and c.text else markdown(c.text) for c in row]
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def picture(title: str, data: bytes, caption: str = "") -> str:
+    """A figure element with the picture inside.
+
+    Raises:
+        ValueError: neither PNG nor GIF.
+    """
+    kind = next((kind for magic, kind in PICTURES.items() if data.startswith(magic)), None)
+    if kind is None:
+        raise ValueError(f"figure {title!r} is neither PNG nor GIF (starts with {data[:8]!r})")
+    text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    source = base64.b64encode(data).decode()
+    return f'<figure><img alt="{escape(title)}" src="data:{kind};base64,{source}">{text}</figure>\n'
+
+
+def page(title: str, body: str) -> str:
+    """A whole document that may load nothing but its own pictures."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
+        '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
+        f"<body><main>\n{body}</main></body></html>\n"
+    )
+
+
+# ----------------------------------------------------------------------------------------- one run
+
+
+class Run(NamedTuple):
+    """Files of a run folder; those not written yet are empty."""
+
+    workdir: Path
+    config: dict[str, Any]
+    env: dict[str, Any]
+    command: str
+    records: list[dict[str, Any]]
+    results: dict[str, Any]
+
+
+def read_run(workdir: str | Path) -> Run:
+    """Reads what is there; only config.json must be.
+
+    Raises:
+        UserError: no run folder, or a damaged file, named.
+    """
+    workdir = Path(workdir)
+
+    def optional(name: str) -> dict[str, Any]:
+        return read_json(workdir / name) if (workdir / name).exists() else {}
+
+    log, command = workdir / "metrics.jsonl", workdir / "command.txt"
+    return Run(
+        workdir,
+        read_json(workdir / "config.json"),
+        optional("env.json"),
+        command.read_text(encoding="utf-8") if command.exists() else "",
+        read_metrics(log) if log.exists() else [],
+        optional("results.json"),
+    )
+
+
+def results_table(results: Mapping[str, Any], only: Sequence[str] = ()) -> Table:
+    """Metrics with a number of the paper first, in bold; then the rest, in natural order, or only
+    those that are named, as they are."""
+    paper = {k: v for k, v in results.get("paper", {}).items() if k != "source"}
+    source = str(results.get("paper", {}).get("source", ""))
+    metrics = results.get("metrics", {})
+    rest = only or sorted(metrics, key=plots.natural)
+    names = list(dict.fromkeys([*sorted(paper, key=plots.natural), *rest]))
+    rows = []
+    for name in names:
+        known = name in paper
+        ours = Cell("not measured")
+        if name in metrics:
+            ours = numeric(metrics[name], strong=known)
+            seeds = results.get("per_seed", {}).get(name, [])
+            if len(seeds) > 1:
+                ours = ours._replace(
+                    text=f"{ours.text} ± {number(spread(seeds))}", exact=json.dumps(seeds)
+                )
+        theirs = paper.get(name, "")
+        if isinstance(theirs, list):  # (mean, std)
+            theirs = " ± ".join(number(x) for x in theirs)
+        step = results.get("checkpoint_of", {}).get(name, "")
+        rows.append(
+            [
+                Cell(name, strong=known),
+                ours,
+                Cell(number(theirs), number=True),
+                Cell(source if known else ""),
+                Cell(number(step), number=True),
+            ]
+        )
+    head = ("metric", "ours", "paper", "source", "checkpoint step")
+    if not paper:
+        return Table((*head[:2], head[4]), [[*row[:2], row[4]] for row in rows])
+    return Table(head, rows)
+
+
+def timing_table(run: Run) -> Table:
+    """Seconds by kind; "other" is the rest of the wall time (start, restore, report)."""
+    last = run.records[-1].get("time", {}) if run.records else {}
+    spent = run.results.get("time_s") or {k: last[k] for k in KINDS if k in last}
+    wall = run.results.get("wall_s") or last.get("wall") or sum(spent.values())
+    parts = {k: spent[k] for k in sorted(spent, key=lambda k: -spent[k])}
+    parts["other"] = max(0.0, wall - sum(spent.values()))
+    rows = []
+    for index, (kind, seconds) in enumerate(parts.items() if spent and wall else ()):
+        color = plots.COLORS[index % len(plots.COLORS)] if kind != "other" else plots.INK
+        share = seconds / max(wall, sum(spent.values()))
+        rows.append(
+            [
+                Cell(kind, color=color),
+                Cell(f"{seconds:.1f}", exact=repr(seconds), number=True),
+                Cell(f"{100 * share:.1f} %", number=True),
+            ]
+        )
+    return Table(("kind", "seconds", "share"), rows)
+
+
+def config_table(config: Mapping[str, Any], base: Mapping[str, Any]) -> Table:
+    """Keys whose values differ from the base variant's."""
+    ours, theirs = settings.flatten(config), settings.flatten(base)
+    show = lambda values, key: json.dumps(values[key]) if key in values else "absent"
+    rows = [
+        [Cell(key), Cell(show(theirs, key)), Cell(show(ours, key), strong=True)]
+        for key in sorted({*ours, *theirs})
+        if key != "variant" and show(ours, key) != show(theirs, key)
+    ]
+    return Table(("key", "base", "this run"), rows)
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """The header: what ran where."""
+    results, config, env = run.results, run.config, run.env
+    seed = config.get("seed", "?")
+    several = config.get("num_seeds", 1)
+    devices = env.get("devices", [])
+    kinds = ", ".join(f"{devices.count(k)} x {k}" for k in sorted(set(devices)))
+    rate = results.get("steps_per_s")
+    rows = {
+        "seed": str(seed) if several == 1 else f"{seed} ({several} seeds side by side)",
+        "steps": number(results["step"]) if "step" in results else "",
+        "parameters": number(results["params"]) if "params" in results else "",
+        "device": str(results.get("device") or kinds),
+        "wall time": short(results["wall_s"]) if "wall_s" in results else "",
+        "compile time": short(results["compile_s"]) if "compile_s" in results else "",
+        "steps / s": f"{rate:.4g}" if rate else "not measured",
+        "commit": str(results.get("commit") or env.get("commit", "")),
+        "config": str(results.get("config_hash", "")),
+    }
+    return [(k, v) for k, v in rows.items() if v]
+
+
+def environment_table(env: Mapping[str, Any]) -> Table:
+    rows = []
+    for key, value in settings.flatten(env).items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        rows.append([Cell(key.removeprefix("versions.")), Cell(text)])
+    return Table(("", ""), [row for row in rows if row[1].text])
+
+
+def last_table(found: Sequence[plots.Curve]) -> Table:
+    """Curves not drawn, by their first and last value."""
+    rows = [[Cell(c.label), numeric(float(c.values[0])), numeric(float(c.values[-1]))]
+            for c in found]  # fmt: skip
+    return Table(("metric", "first", "last"), rows)
+
+
+class Section(NamedTuple):
+    """A heading with the same content for both pages, and what only HTML can show."""
+
+    title: str
+    note: str = ""
+    table: Table | None = None
+    pictures: str = ""  # HTML
+    folded: bool = False
+
+
+def figure_section(title: str, figure: bytes | Rows) -> Section:
+    """What a system adds to the page: a picture or a table."""
+    if isinstance(figure, bytes):
+        return Section(title, "", None, picture(title, figure))
+    rows = [
+        [Cell(cell) if isinstance(cell, str) else numeric(cell) for cell in row]
+        for row in figure.rows
+    ]
+    return Section(title, figure.note, Table(figure.head, rows))
+
+
+def sections(
+    run: Run,
+    figures: Mapping[str, bytes | Rows],
+    base: Mapping[str, Any] | None,
+    headline: Sequence[str] = (),
+) -> list[Section]:
+    """The page below its header."""
+    out = []
+    results = run.results
+    if results.get("metrics"):
+        most = max([1, *(len(v) for v in results.get("per_seed", {}).values())])
+        note = f"Mean ± sample standard deviation over {most} seeds." if most > 1 else ""
+        shown = [name for name in headline if name in results["metrics"]]
+        out.append(Section("Results", note, results_table(results, shown)))
+        if shown:
+            title = f"All {len(results['metrics'])} metrics"
+            out.append(Section(title, "", results_table(results), folded=True))
+    else:
+        out.append(Section("Results", "No results yet: the run has not reached its end."))
+    out += [figure_section(title, figure) for title, figure in figures.items()]
+    found = plots.curves([run.records])
+    drawn = plots.arrange(found, list(results.get("metrics", {})))
+    pictures = "".join(
+        picture(title, plots.draw(title, lines)) for title, lines in drawn[:MAX_PLOTS]
+    )
+    if pictures:
+        out.append(
+            Section(
+                "Learning curves",
+                plots.legend(found.values()),
+                None,
+                f"<div class=grid>{pictures}</div>",
+            )
+        )
+    rest = [line for _, lines in drawn[MAX_PLOTS:] for line in lines]
+    if rest:
+        out.append(Section(f"{len(rest)} more metrics", "", last_table(rest), folded=True))
+    timing = timing_table(run)
+    if timing.rows:
+        out.append(Section("Time", "", timing, _bar(timing)))
+    if base is not None:
+        table = config_table(run.config, base)
+        note = "" if table.rows else "Every value is that of the base variant."
+        out.append(Section("Config: difference from base", note, table if table.rows else None))
+    flat = settings.flatten(run.config)
+    whole = Table(("key", "value"), [[Cell(k), Cell(json.dumps(flat[k]))] for k in sorted(flat)])
+    out.append(Section("Whole config", "", whole, folded=True))
+    if run.env:
+        out.append(Section("Environment", "", environment_table(run.env), folded=True))
+    return out
+
+
+def _bar(timing: Table) -> str:
+    parts = "".join(
+        f'<span style="flex:{float(row[1].exact):.6f};background:{row[0].color}" '
+        f'title="{escape(row[0].text)} {escape(row[2].text)}"></span>'
+        for row in timing.rows
+    )
+    return f"<div class=bar>{parts}</div>"
+
+
+def render(section: Section) -> str:
+    """HTML of a section."""
+    body = f"<p class=note>{escape(section.note)}</p>\n" if section.note else ""
+    body += section.pictures + (html_table(section.table) if section.table else "")
+    if section.folded:
+        return f"<details><summary>{escape(section.title)}</summary>\n{body}</details>\n"
+    return f"<h2>{escape(section.title)}</h2>\n{body}"
+
+
+def write_report(
+    workdir: str | Path,
+    figures: Mapping[str, bytes | Rows] = {},
+    base_config: Mapping[str, Any] | None = None,
+    headline: Sequence[str] = (),
+) -> None:
+    """Writes report.md and report.html into a run folder, from the files that are there.
+
+    Args:
+        figures: {title: PNG or GIF bytes, or a table} the system adds.
+        base_config: config of the system's base variant, for the difference.
+        headline: metrics shown at the top, the others folded; empty shows all.
+
+    Raises:
+        UserError: no run folder, or a damaged file.
+        ValueError: a figure of another format.
+    """
+    run = read_run(workdir)
+    name = f"{run.config.get('system', '?')}:{run.config.get('variant', '?')}"
+    header, parts = facts(run), sections(run, figures, base_config, headline)
+    cards = "".join(
+        f"<div class=card><b>{escape(k)}</b>"
+        + (f"<span class=warn>{escape(v)}</span>" if "+dirty" in v else escape(v))
+        + "</div>"
+        for k, v in header
+    )
+    command = f"<pre>{escape(run.command.strip())}</pre>\n" if run.command else ""
+    body = f"<h1>{escape(name)}</h1>\n<div class=cards>{cards}</div>\n{command}"
+    write_text(run.workdir / "report.html", page(name, body + "".join(map(render, parts))))
+
+    lines = [f"# {markdown(name)}\n"]
+    lines.append(markdown_table(Table(("", ""), [[Cell(k), Cell(v)] for k, v in header])))
+    if run.command:
+        fence = "`" * (3 + run.command.count("```"))
+        lines.append(f"{fence}\n{run.command.strip()}\n{fence}\n")
+    for section in parts:
+        lines.append(f"## {markdown(section.title)}\n")
+        if section.pictures and not section.table:
+            lines.append("Pictures: see [report.html](report.html).\n")
+        elif section.note:
+            lines.append(section.note + "\n")
+        if section.table:
+            lines.append(markdown_table(section.table))
+    write_text(run.workdir / "report.md", "\n".join(lines))
+
+
+# ------------------------------------------------------------------------------------ several runs
+
+
+def comparison_tables(groups: Sequence[Group]) -> list[tuple[str, Table, Table | None]]:
+    """(metric, values by group, differences from the first group)."""
+    names = sorted({k for g in groups for k in g.values}, key=plots.natural)
+    out = []
+    for name in names:
+        having = [g for g in groups if name in g.values]
+        rows = []
+        for group in having:
+            s = summarize(list(group.values[name].values()))
+            rows.append(
+                [
+                    Cell(group.label),
+                    Cell(s.text(number), exact=repr(s.mean), number=True),
+                    Cell(str(s.n), number=True),
+                    Cell(_interval(s.low, s.high), number=True),
+                ]
+            )
+        values = Table(("runs", "mean ± std", "n", "95 % interval of the mean"), rows)
+        rows = []
+        for other in having[1:]:
+            d = difference(having[0].values[name], other.values[name])
+            low, high = d.low, d.high
+            rows.append(
+                [
+                    Cell(f"{other.label.split()[0]} minus {having[0].label.split()[0]}"),
+                    Cell(f"{d.mean:+.4g}", exact=repr(d.mean), number=True),
+                    Cell(_interval(low, high), strong=low > 0 or high < 0, number=True),
+                    Cell("paired by seed" if d.paired else "unpaired"),
+                ]
+            )
+        head = ("difference", "of means", "95 % interval", "seeds")
+        out.append((name, values, Table(head, rows) if rows else None))
+    return out
+
+
+def overview_table(groups: Sequence[Group]) -> Table:
+    """What each group is, and how its config differs from the first one's."""
+    rows = []
+    for group in groups:
+        changes = settings.difference(groups[0].config, group.config)
+        rows.append(
+            [
+                Cell(group.label),
+                Cell(", ".join(map(str, group.seeds))),
+                Cell(", ".join(path.name for path in group.folders)),
+                Cell("; ".join(line.removeprefix("config.") for line in changes) or "-"),
+            ]
+        )
+    return Table(("runs", "seeds", "folders", "config, against the first"), rows)
+
+
+def _interval(low: float, high: float) -> str:
+    return "one seed" if math.isnan(low) else f"[{number(low)}, {number(high)}]"
+
+
+def text_table(table: Table) -> str:
+    """Aligned columns for a terminal."""
+    rows = [list(table.head), *([c.text for c in row] for row in table.rows)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(table.head))]
+    return "\n".join(
+        "  " + "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+NOTE = (
+    "Mean ± sample standard deviation over n seeds. Intervals: percentile bootstrap of the mean, "
+    "10,000 resamples. A difference stands out (bold) where its interval leaves out zero."
+)
+
+
+def compare(workdirs: Sequence[str | Path]) -> tuple[str, str]:
+    """Runs of one config pooled over seeds, side by side: (text for a terminal, HTML page).
+
+    Raises:
+        UserError: a folder that is no finished run (the missing file is named), or a damaged file.
+    """
+    groups, remarks = load_groups(workdirs)
+    tables = comparison_tables(groups)
+    overview = overview_table(groups)
+    text = [text_table(overview), *remarks]
+    body = "<h1>Comparison of runs</h1>\n" + html_table(overview)
+    body += "".join(f"<p class=warn>{escape(line)}</p>\n" for line in remarks)
+    body += f"<h2>Results</h2>\n<p class=note>{escape(NOTE)}</p>\n"
+    for name, values, differences in tables:
+        text += ["", name, text_table(values)]
+        body += f"<h3>{escape(name)}</h3>\n{html_table(values)}"
+        if differences:
+            text.append(text_table(differences))
+            body += html_table(differences)
+    body += _overlays(groups, [name for name, _, _ in tables])
+    return "\n".join([*text, "", NOTE]), page("Comparison of runs", body)
+
+
+def _overlays(groups: Sequence[Group], first: Sequence[str]) -> str:
+    by_group = {g.label: plots.curves(g.records) for g in groups}
+    keys = {key for found in by_group.values() for key in found}
+    order = sorted(
+        keys, key=lambda k: (k not in first, k.startswith("train/"), "loss" not in k,
+                             plots.natural(k))
+    )  # fmt: skip
+    pictures = ""
+    for key in order[:MAX_PLOTS]:
+        lines = [f[key]._replace(label=label) for label, f in by_group.items() if key in f]
+        pictures += picture(key, plots.draw(key, lines[: plots.LINES]))
+    if not pictures:
+        return ""
+    rest = ", ".join(order[MAX_PLOTS:])
+    more = f"<p class=note>Not drawn: {escape(rest)}</p>\n" if rest else ""
+    note = plots.legend([curve for found in by_group.values() for curve in found.values()])
+    return (
+        f"<h2>Learning curves</h2>\n<p class=note>{escape(note)}</p>\n"
+        f"<div class=grid>{pictures}</div>\n{more}"
+    )
+
+
+def write_comparison(workdirs: Sequence[str | Path], out_dir: str | Path = ".") -> str:
+    """Compares runs, writes comparison.html into `out_dir`; returns the text for the terminal."""
+    text, document = compare(workdirs)
+    path = Path(out_dir) / "comparison.html"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, document)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}") from error
+    return f"{text}\n\npage with curves: {path}"

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""README's tables: up to date with the result files, and right for files made by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import tables
+from experiments.runner.errors import UserError
+
+
+def run_file(seed: int, success: float, **changes: Any) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "system": "banyan",
+        "variant": "base",
+        "config_hash": f"hash{seed}",
+        "seed": seed,
+        "step": 500,
+        "metrics": {"d1/end/success": success, "d1/end/dead_end": 0.5},
+        "per_seed": {},
+        "paper": {"d1/end/success": [0.54, 0.11], "source": "draft table 1"},
+        "wall_s": 187.0,
+        "device": "1 x cpu",
+        "commit": "abc",
+        **changes,
+    }
+
+
+BENCH = {
+    "bench": "loop",
+    "device": "1 x cpu",
+    "versions": {"jax": "0.10.2", "python": "3.11.7"},
+    "commit": "abc",
+    "rows": [
+        {"row": "bare", "envs": 0, "steps_per_s": 12.345, "spread": 0.02, "first_call_s": 1.25},
+        {"row": "fast", "envs": 8, "steps_per_s": 1234567.0, "spread": 0.02, "first_call_s": 1.25},
+    ],
+    "ratios": {"loop / bare": 0.9876},
+    "not_measured": {"peer@8": "missing: pip install it"},
+}
+CHECK = {
+    "check": "banyan_learns",
+    "criterion": "it learns",
+    "commit": "abc",
+    "device": "1 x cpu (2 cores)",
+    "conditions": {
+        "64 trees": {
+            "runs": [
+                {
+                    "command": "python experiments/run.py --config=experiments/configs/banyan.py",
+                    "metrics": {"d1/end/success": value},
+                    "wall_s": 60.0,
+                }
+                for value in (0.9, 1.0)
+            ]
+        }
+    },
+}
+
+
+def write(folder: Path, **files: Any) -> Path:
+    for name, content in files.items():
+        path = folder / (name.replace("__", "/") + ".json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+
+def test_readme_is_up_to_date() -> None:
+    """If this fails: python experiments/tables.py"""
+    readme = tables.README.read_text(encoding="utf-8")
+    assert tables.fill(readme, tables.blocks(tables.read())) == readme
+
+
+def test_seeds_of_a_config_share_a_row(tmp_path: Path) -> None:
+    found = tables.read(write(tmp_path, a=run_file(0, 0.5), b__results=run_file(1, 0.7)))
+    lines = tables.blocks(found)["results"].splitlines()
+    assert lines[2:] == [
+        "| banyan:base | d1/end/success | 0.5400 ± 0.1100 | 0.6000 ± 0.1414 (2 seeds) | 500 | "
+        "3m07s | 1 x cpu | abc |"
+    ]
+
+
+def test_seeds_side_by_side_and_what_was_not_measured(tmp_path: Path) -> None:
+    side = run_file(0, 0.6, per_seed={"d1/end/success": [0.5, 0.7]}, commit="def")
+    other = run_file(1, 0.1, step=9, metrics={"gap/2": 0.25})
+    lines = tables.blocks(tables.read(write(tmp_path, a=side, b=other)))["results"].splitlines()
+    assert "| not measured | 9 |" in lines[2]
+    assert "| gap/2 |  | 0.2500 (1 seed) | 9 |" in lines[3]
+    assert "0.6000 ± 0.1414 (2 seeds) | 500 |" in lines[4] and "def" in lines[4]
+
+
+def test_bench_shows_ratios_first_and_reasons_last(tmp_path: Path) -> None:
+    text = tables.blocks(tables.read(write(tmp_path, bench_loop=BENCH)))["benches"]
+    assert text.index("| loop / bare | 0.988 |") < text.index("| bare | 12.35 |")
+    assert "| fast@8 | 1,234,567 | 2.0% | 1.2 s |" in text
+    assert text.splitlines()[-1] == "| peer@8 | not measured |  | missing: pip install it |"
+
+
+def test_checks_show_their_conditions(tmp_path: Path) -> None:
+    text = tables.blocks(tables.read(write(tmp_path, banyan_learns=CHECK)))["checks"]
+    assert "**banyan\\_learns** on 1 x cpu (2 cores), commit abc: it learns" in text
+    assert "| condition | seeds | d1/end/success | wall time of a run |" in text
+    assert "| 64 trees | 2 | 0.9500 ± 0.0707 | 1m00s |" in text
+
+
+def test_one_run_over_splits_shows_their_deviation(tmp_path: Path) -> None:
+    metrics = {"cn/test/auc": 0.5, "cn/test/auc/std": 0.025, "ra/test/auc": 0.75}
+    run = {"metrics": metrics, "wall_s": 60.0, "seed": 0}
+    run["command"] = "python experiments/run.py --config=experiments/configs/graph_heuristics.py"
+    check = {**CHECK, "conditions": {"ten splits": {"runs": [run]}}}
+    text = tables.blocks(tables.read(write(tmp_path, a=check)))["checks"]
+    assert "| ten splits | 1 | 0.5000 ± 0.0250 | 0.7500 |" in text
+
+
+def test_shortcuts_are_shares(tmp_path: Path) -> None:
+    count = {"shortcuts": {"2": 7, "3": 30}, "topology": "random", "trees": 1000, "seed": 0}
+    other = {"shortcuts": {"3": 1}, "topology": "balanced", "trees": 10, "seed": 0}
+    text = tables.blocks(tables.read(write(tmp_path, a=count, b=other)))["shortcuts"]
+    assert "| topology | trees per depth | depth 2 | depth 3 |" in text
+    assert "| random | 1,000 | 0.7% | 3.0% |" in text
+    assert "| balanced | 10 | not measured | 10.0% |" in text
+
+
+def test_compiled_programs_and_their_growth(tmp_path: Path) -> None:
+    one = {
+        "chip": "v5e",
+        "T": 32768,
+        "D": 64,
+        "backward": True,
+        "block_q": 512,
+        "block_kv": 256,
+        "within_vmem": True,
+        "temporary_bytes": 3 << 20,
+    }
+    memory = {
+        "chip": "v5e",
+        "T": [8192, 16384],
+        "growth": [2.011],
+        "dense": {"T": [8192, 16384], "growth": [3.998]},
+    }
+    versions = {"jax": "0.10.2", "libtpu": "0.0.42"}
+    result = {"compiled": [one], "memory": memory, "versions": versions}
+    text = tables.blocks(tables.read(write(tmp_path, aot=result)))["compiles"]
+    assert "| v5e | forward + backward | 32,768 | 64 | 512 x 256 | yes | 3 MiB |" in text
+    assert "from T=8,192 to 16,384 grow by 2.01;" in text and "by 4.00. jax 0.10.2" in text
+
+
+def test_nothing_measured_names_the_command(tmp_path: Path) -> None:
+    for name, text in tables.blocks(tables.read(tmp_path)).items():
+        assert text.startswith("Not measured yet") and tables.COMMAND[name] in text
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"bad": "{"}, "bad.json is damaged"),
+        ({"odd": {"what": 1}}, "odd.json: no result"),
+        ({"a": run_file(0, 0.5), "b": run_file(0, 0.5)}, "b.json has the same config and seed"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, files: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        tables.read(write(tmp_path, **files))
+
+
+def test_fill_replaces_blocks_and_nothing_else() -> None:
+    block = "<!-- {0}:begin -->\nold\n<!-- {0}:end -->\n"
+    readme = "top\n" + "\n".join(block.format(name) for name in tables.BLOCKS) + "end\n"
+    texts = {name: f"{name} new\n" for name in tables.BLOCKS}
+    filled = tables.fill(readme, texts)
+    assert filled.startswith("top\n") and filled.endswith("end\n") and "old" not in filled
+    assert all(f"<!-- {name}:begin -->\n{text}" in filled for name, text in texts.items())
+    assert tables.fill(filled, texts) == filled
+    with pytest.raises(UserError, match="needs one block"):
+        tables.fill("no blocks\n", texts)
+
+
+def test_command_compares_and_rewrites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = "<!-- {0}:begin -->\n<!-- {0}:end -->\n"
+    readme = tmp_path / "README.md"
+    readme.write_text("".join(block.format(name) for name in tables.BLOCKS))
+    monkeypatch.setattr(tables, "README", readme)
+    assert tables.main(["--check"]) == 1
+    assert tables.main([]) == 0
+    assert tables.main(["--check"]) == 0

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The finished run kept in the repository: saved on 4 devices with the oldest jax, read on any."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.runner import checkpoint, loop
+from tests import ROOT
+
+RUN = ROOT / "experiments" / "results" / "banyan-small"
+
+
+def test_it_is_small_and_says_what_made_it() -> None:
+    files = [path for path in RUN.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 1_000_000
+    env = json.loads((RUN / "env.json").read_text())
+    assert env["versions"]["jax"] == "0.10.2" and len(env["devices"]) == 4
+    assert "configs/banyan.py:small" in (RUN / "command.txt").read_text()
+
+
+def test_it_reads_without_the_system() -> None:
+    saved = checkpoint.read(RUN)
+    assert saved["step"] == 400 and saved["config"]["variant"] == "small"
+    kernel = saved["state"]["params"]["params"]["encoder0"]["kernel"]
+    assert isinstance(kernel, np.ndarray) and kernel.shape[-1] == 40
+    results = json.loads((RUN / "results.json").read_text())
+    count = sum(np.size(leaf) for leaf in _leaves(saved["state"]["params"]))
+    assert count == results["params"]
+    assert "layouts/slot" in saved["artifacts"]
+
+
+def _leaves(tree: object) -> list:
+    return [x for v in tree.values() for x in _leaves(v)] if isinstance(tree, dict) else [tree]
+
+
+@pytest.mark.users_compiler  # it runs for longer than it compiles
+def test_every_claimed_number_holds() -> None:
+    """The check a reviewer runs, here on 8 devices."""
+    assert loop.check(RUN) == []

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every config: sound values, every leaf consumed; every `:tiny` honours the contract."""
+
+import ast
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from experiments.runner import checkpoint, loop, names, settings, sharding
+from tests import ROOT
+from tests.tiny_systems import CONFIGS, run_compiled, tiny
+
+
+def variants() -> list[tuple[str, str]]:
+    modules = {name: names.config_module(name) for name in CONFIGS}
+    return [(name, variant) for name, module in modules.items() for variant in module.VARIANTS]
+
+
+@pytest.mark.parametrize(("system", "variant"), variants())
+def test_config_is_sound(system: str, variant: str) -> None:
+    """No None, no list, JSON round trip, all groups valid, docstring says how to run it."""
+    module = names.config_module(system)
+    config = module.get_config(variant)
+    settings.groups(config)
+    for key, value in settings.flatten(config.to_dict()).items():
+        assert value is not None and not isinstance(value, list), key
+    back = settings.from_json(json.loads(json.dumps(settings.to_json(config))))
+    assert back.to_dict() == config.to_dict()
+    assert (config.system, config.variant) == (system, variant)
+    assert f"experiments/configs/{system}.py" in module.__doc__
+
+
+@cache
+def attributes_read() -> set[str]:
+    """Names read as attributes, or passed to getattr, anywhere in the code."""
+    found: set[str] = set()
+    for room in ("banyan", "rec", "graph", "attention", "experiments"):
+        for path in (ROOT / room).rglob("*.py"):
+            tree = ast.parse(path.read_text())
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                    found.add(node.attr)
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.add(node.value)  # getattr(config, name) over a tuple of names
+    return found
+
+
+@pytest.mark.parametrize("system", CONFIGS)
+def test_every_leaf_is_consumed(system: str) -> None:
+    """Each leaf is a field of its group's dataclass, and each field is read somewhere."""
+    module = names.config_module(system)
+    read = attributes_read()
+    config = module.get_config("tiny")
+    for group, cls in {**settings.FRAME, **module.GROUPS}.items():
+        fields = {f.name for f in dataclasses.fields(cls)}
+        assert fields == set(config[group])
+        assert not fields - read, f"{group}: never read: {fields - read}"
+
+
+def test_hash_ignores_what_does_not_change_a_step() -> None:
+    config = settings.to_json(tiny("banyan"))
+    same = json.loads(json.dumps(config))
+    same["mesh"], same["log"]["every_s"], same["train"]["steps"] = [2, 2], 3.0, 99
+    same["data"]["root"] = "elsewhere"
+    assert settings.config_hash(same) == settings.config_hash(config)
+    for group, key, value in (("agent", "lr", 1.0), ("env", "num_walls", 1)):
+        other = json.loads(json.dumps(config))
+        other[group][key] = value
+        assert settings.config_hash(other) != settings.config_hash(config)
+    other = {**config, "seed": 5}
+    assert settings.config_hash(other) != settings.config_hash(config)
+
+
+@pytest.mark.parametrize("system", CONFIGS)
+def test_tiny_honours_the_contract(system: str, tmp_path: Path) -> None:
+    """init, steps without a retrace, finite; evaluate twice equal; saved, restored, resumed."""
+    changes = {"train__steps": 8, "train__phase_steps": 4} if system == "banyan" else {}
+    asm = loop.assemble(tiny(system, mesh=(8, 1), **changes))
+    experiment = asm.experiment
+    traces: list[int] = []
+    inner = experiment.step
+
+    def counted(state: Any, batch: Any) -> Any:
+        traces.append(1)
+        assert inner is not None
+        return inner(state, batch)
+
+    step = None
+    if inner is not None and experiment.batch is not None:
+        asm = asm._replace(experiment=experiment._replace(step=counted))
+        step = loop.jit_step(asm, experiment.batch(0))
+    state, metrics = go_on(asm, step, loop.initial_state(asm), 0, 3)
+    assert all(np.all(np.isfinite(v)) for m in metrics for v in m.values())
+    assert {"step", "params", "key"} <= set(state)
+    assert int(state["step"]) == (3 if step else 0)
+    first = loop.to_host(experiment.evaluate(state, experiment.splits[0]))
+    again = loop.to_host(experiment.evaluate(state, experiment.splits[0]))
+    assert first and first.keys() == again.keys()
+    for key, value in first.items():
+        np.testing.assert_array_equal(value, again[key], err_msg=key)
+    if experiment.selectable:
+        assert set(experiment.selectable) <= experiment.evaluate(state, loop.VALID).keys()
+
+    with checkpoint.open_manager(tmp_path) as manager:
+        checkpoint.save(manager, 3, state, asm.values, asm.artifacts)
+        manager.wait_until_finished()
+        back = checkpoint.restore(manager, 3, asm.abstract)
+    copied = checkpoint.read_artifacts(tmp_path, 3)
+    remade = loop.assemble(tiny(system, mesh=(8, 1), **changes), copied)
+    once_more = loop.to_host(remade.experiment.evaluate(back, experiment.splits[0]))
+    for key, value in first.items():
+        np.testing.assert_array_equal(value, once_more[key], err_msg=key)
+
+    # Resumed = uninterrupted, across a shift of phase, and nothing is traced again.
+    state, later = go_on(asm, step, state, 3, 6)
+    back, resumed = go_on(asm, step, back, 3, 6)
+    assert len(traces) == (step is not None)
+    for one, two in zip(later, resumed, strict=True):
+        for key, value in one.items():
+            np.testing.assert_array_equal(value, two[key], err_msg=key)
+    one, two = sharding.leaf_paths(host(state)), sharding.leaf_paths(host(back))
+    assert one.keys() == two.keys()
+    for path, value in one.items():
+        np.testing.assert_array_equal(value, two[path], err_msg=path)
+
+
+def host(state: Any) -> Any:
+    """Leaves as NumPy arrays, keys as their words; comparing on the device compiles for each."""
+
+    def one(leaf: Any) -> np.ndarray:
+        typed = jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if typed else leaf)
+
+    return jax.tree.map(one, state)
+
+
+def go_on(asm: loop.Assembly, step: Any, state: Any, start: int, stop: int) -> tuple[Any, list]:
+    """State and metrics after steps [start, stop) of a compiled step; none if it only evaluates."""
+    feed, metrics = sharding.Feed(asm.mesh, asm.experiment.rules), []
+    for t in range(start, stop) if step and asm.experiment.batch else ():
+        state, found = step(state, feed.put(asm.experiment.batch(t), None))
+        metrics.append(loop.to_host(found))
+    return state, metrics
+
+
+@pytest.mark.parametrize("system", CONFIGS)
+def test_batch_is_a_pure_function_of_the_step(system: str) -> None:
+    batch = loop.assemble(tiny(system)).experiment.batch
+    again = loop.assemble(tiny(system)).experiment.batch
+    if batch is None or again is None:
+        pytest.skip(f"{system} only evaluates")
+    for step in (7, 0, 3, 7):
+        for key, leaf in batch(step).items():
+            np.testing.assert_array_equal(leaf, again(step)[key])
+
+
+def test_meshes_agree_and_shard_for_real() -> None:
+    """1 device = 4 = data 2 x model 2, with an all-reduce and no gathered environments."""
+    losses = {}
+    for mesh, count in (((1, 1), 1), ((4, 1), 4), ((2, 2), 4)):
+        config = tiny("banyan", agent__num_envs=24, agent__minibatches=3)
+        asm = on_devices(config, mesh, count)
+        state, metrics, text = run_compiled(asm, 12)
+        losses[mesh] = np.array([m["loss"] for m in metrics])
+        grid = state["worker"]["env"]["grid"]
+        assert grid.sharding.spec == P(None, "data")
+        assert grid.addressable_shards[0].data.shape[1] == 24 // mesh[0]
+        if count > 1:
+            check_collectives(text, 24)
+        if mesh == (2, 2):
+            kernel = state["params"]["params"]["encoder0"]["kernel"]
+            moment = state["opt_state"][1][0].mu["params"]["encoder0"]["kernel"]
+            for leaf in (kernel, moment):
+                assert leaf.addressable_shards[0].data.shape[2] == leaf.shape[2] // 2
+    for mesh in ((4, 1), (2, 2)):
+        np.testing.assert_allclose(losses[mesh], losses[1, 1], rtol=2e-5, atol=1e-7)
+    assert np.ptp(losses[1, 1]) > 1e-4  # the losses do move
+
+
+def on_devices(
+    config: Any, mesh: tuple[int, int], count: int, artifacts: Any = None
+) -> loop.Assembly:
+    """`loop.assemble` on the first `count` devices."""
+    devices = np.array(jax.devices()[:count]).reshape(mesh)
+    axes = (jax.sharding.AxisType.Auto,) * 2
+    asm = loop.assemble(config, artifacts)
+    small = jax.sharding.Mesh(devices, sharding.AXES, axis_types=axes)
+    shards = sharding.shardings(small, asm.experiment.rules, asm.abstract)
+    return asm._replace(mesh=small, shardings=shards)
+
+
+def check_collectives(text: str, num_envs: int) -> None:
+    """Gradients are summed over devices; no array over all environments is gathered."""
+    assert re.search(r"\ball-reduce(-start)?\(", text)
+    for shape in re.findall(r"= \w+\[([\d,]*)\]\S* all-gather(?:-start)?\(", text):
+        assert num_envs not in [int(n) for n in shape.split(",") if n], shape
+
+
+def test_no_tensorflow_no_torch_and_jax_only_after_validation() -> None:
+    """Every system imported, a run and its check: neither is there; settings come before JAX."""
+    code = """
+import sys, tempfile
+from pathlib import Path
+from experiments.runner import names, settings
+configs = [names.config_module(name) for name in sys.argv[1:]]
+for config in configs:
+    settings.groups(config.get_config("tiny"))
+assert "jax" not in sys.modules and "tensorflow_datasets" not in sys.modules
+for name in sys.argv[1:]:
+    names.system_module(name)
+from experiments.runner import loop
+from tests import toy
+toy.install()
+with tempfile.TemporaryDirectory() as folder:
+    loop.train(toy.tiny(), Path(folder) / "run")
+    assert not loop.check(Path(folder) / "run")
+print("loaded", [m for m in ("tensorflow", "torch") if m in sys.modules])
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code, *CONFIGS],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.strip().endswith("loaded []")

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Link predictors as systems: batches, backends, groups, evaluation, predicting, a new graph."""
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.runner import loop, settings
+from experiments.runner.errors import UserError
+from experiments.systems.graph.links import batches as link_batches
+from experiments.systems.graph.links import wiring as links
+from graph import csr, metrics
+from tests.systems.contract_test import on_devices
+from tests.tiny_systems import run_steps, tiny
+
+
+@cache
+def artifacts() -> dict[str, Any]:
+    return loop.assemble(tiny("pencil")).artifacts
+
+
+def assembled(**changes: Any) -> loop.Assembly:
+    return loop.assemble(tiny("pencil", **changes), artifacts())
+
+
+def stream(**changes: Any) -> tuple[link_batches.Stream, links.Loaded]:
+    config = tiny("pencil", **changes)
+    loaded = links.load(config)
+    return link_batches.Stream(loaded, settings.groups(config)["sample"], config.seed), loaded
+
+
+def rows(pairs: np.ndarray) -> list[tuple[int, ...]]:
+    return [tuple(sorted(pair)) for pair in pairs.tolist()]
+
+
+def test_every_positive_once_an_epoch_and_negatives_are_no_edges() -> None:
+    made, loaded = stream(sample__rows=20)
+    total = len(loaded.data.split.train)
+    steps = -(-total // 10)
+    seen, orders = [], set()
+    for step in range(steps):
+        pairs, labels = made.links(step)
+        assert labels.tolist() == [1] * 10 + [0] * 10
+        seen += rows(pairs[:10])
+        orders |= {a < b for a, b in pairs.tolist()}
+        assert not csr.contains(loaded.graph, pairs[10:]).any()
+        assert (pairs[:, 0] != pairs[:, 1]).all()
+    assert sorted(seen[:total]) == sorted(rows(loaded.data.split.train))
+    assert orders == {True, False}  # endpoints change places
+    again, _ = stream(sample__rows=20)
+    np.testing.assert_array_equal(again.links(7)[0], made.links(7)[0])
+    later = rows(made.links(steps)[0][10:])
+    assert sorted(later) != sorted(rows(made.links(0)[0][10:]))  # negatives are drawn anew
+
+
+def test_held_out_links_are_avoided_on_request() -> None:
+    made, loaded = stream(sample__rows=200, sample__avoid=True)
+    held = {*rows(loaded.data.split.test.pos), *rows(loaded.data.split.valid.pos)}
+    drawn = {pair for step in range(40) for pair in rows(made.links(step)[0][100:])}
+    free, _ = stream(sample__rows=200)
+    usual = {pair for step in range(40) for pair in rows(free.links(step)[0][100:])}
+    assert not drawn & held and usual & held
+
+
+@pytest.mark.parametrize("change", ["device", "groups", "microbatches", "mesh"])
+def test_how_a_batch_is_computed_changes_nothing(change: str) -> None:
+    """Subgraphs on the device or on the host, grouped by size, in parts, on four devices."""
+    plain = assembled()
+    want_state, want = run_steps(on_devices(tiny("pencil"), (1, 1), 1, artifacts()), 3)
+    other = {
+        "device": {"sample__backend": "device"},
+        "groups": {"sample__groups": 2, "sample__buckets": (16, 18)},
+        "microbatches": {"optim__microbatches": 4},
+        "mesh": {},
+    }[change]
+    shape = ((4, 1), 4) if change == "mesh" else ((1, 1), 1)
+    asm = on_devices(tiny("pencil", **other), *shape, artifacts())
+    if change == "groups":
+        assert asm.experiment.batch is not None
+        made = asm.experiment.batch(0)
+        assert made["n.0"].max() <= made["n.1"].min()  # by size
+        assert made["adj_bits.0"].shape[1] < made["adj_bits.1"].shape[1] == 18
+    state, found = run_steps(asm, 3)
+    for a, b in zip(want, found, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["tokens"] == b["tokens"]
+    assert np.ptp([m["loss"] for m in want]) > 1e-4
+    for a, b in zip(
+        jax.tree.leaves(want_state["params"]), jax.tree.leaves(state["params"]), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=5e-4)  # AdamW's first steps magnify roundings
+    assert plain.config.sample.groups == 1
+
+
+def test_evaluation_scores_every_link_as_it_is_alone() -> None:
+    """Unique pairs, buckets and batches against one link at a time; draws differ."""
+    asm = assembled(eval__draws=2, eval__batch=7, sample__buckets=(6, 12, 18))
+    state = loop.initial_state(asm)
+    found = asm.experiment.evaluate(state, "test")
+    config = tiny("pencil", eval__draws=2, eval__batch=1)
+    single = loop.assemble(config, artifacts())
+    alone = single.experiment.evaluate(state, "test")
+    for name in ("auc", "ap", "mrr", "hits@10"):
+        assert found[f"test/{name}"] == pytest.approx(alone[f"test/{name}"], abs=2e-3)
+    assert found["test/auc"] != found["test/auc/one_draw"]
+    assert found["test/tokens"] == alone["test/tokens"] and found["test/dropped"] == 0
+    assert {f"{name}/test/mrr" for name in ("cn", "ra", "katz", "ppr")} <= set(found)
+
+
+def test_the_peer_is_the_gnn_alone() -> None:
+    """The row beside PENCIL is what the system `gnn` has after as many updates."""
+    asm = loop.assemble(tiny("gnn", sample__rows=16))
+    state, _ = run_steps(on_devices(asm.config, (1, 1), 1, asm.artifacts), 20)
+    alone = asm.experiment.evaluate(state, "test")
+    for name in ("auc", "mrr"):
+        row = artifacts()["rows"][f"gnn/test/{name}"]
+        assert row == pytest.approx(alone[f"test/{name}"], abs=1e-2)
+    untrained = asm.experiment.evaluate(loop.initial_state(asm), "test")
+    assert abs(untrained["test/mrr"] - alone["test/mrr"]) > 0.02
+
+
+def test_predicting_needs_nothing_but_the_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
+    asm = assembled()
+    state = loop.initial_state(asm)
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("the links were read")
+
+    monkeypatch.setattr("experiments.systems.graph.links.wiring.load", refuse)
+    predict = asm.experiment.actions["predict"]
+    graph = links.graph_of(artifacts())
+    u, v = csr.edges_of(graph)[0].tolist()
+    pair = predict(state, f"{u} {v}")
+    assert f"  {u} {v}  logit" in pair and pair.endswith("(an edge of the graph)")
+    listed = predict(state, f"{u}").splitlines()
+    assert listed[0].startswith(f"{u}: {csr.degrees(graph)[u]} neighbours")
+    others = [int(line.split()[1]) for line in listed[1:]]
+    assert len(others) == len(set(others)) == 10
+    assert not csr.contains(graph, np.array([[u, w] for w in others])).any()
+    logits = [float(line.split()[3]) for line in listed[1:]]
+    assert logits == sorted(logits, reverse=True)
+    # What a list says of a pair is what the pair alone is given.
+    assert predict(state, f"{u} {others[0]}").split()[3] == listed[1].split()[3]
+    assert predict(state, f"{u} {v}\n\n{u}\n") == f"{pair}\n" + "\n".join(listed)
+    for query, message in (
+        ("200000", "unknown node '200000'"),
+        (f"{u} {u}", "joins a node to itself"),
+        ("1 2 3", '"u v" or "u"'),
+        (" \n", "is empty"),
+    ):
+        with pytest.raises(UserError, match=message):
+            predict(state, query)
+
+
+def test_whole_graph_models_do_not_see_the_link() -> None:
+    """A link has one logit, whether it is an edge of the graph or not."""
+    asm = loop.assemble(tiny("gnn"))
+    state = loop.initial_state(asm)
+    state["params"] = jax.tree.map(lambda x: 4 * x, state["params"])  # logits of some size
+    predict = asm.experiment.actions["predict"]
+    edges = np.asarray(asm.artifacts["graph"])
+    u, v = edges[5].tolist()
+    fewer = {**asm.artifacts, "graph": np.delete(edges, 5, axis=0)}
+    without = loop.assemble(tiny("gnn"), fewer).experiment.actions["predict"]
+    assert predict(state, f"{u} {v}").split()[3] == without(state, f"{u} {v}").split()[3]
+    assert predict(state, f"{v} 3").split()[3] != without(state, f"{v} 3").split()[3]
+
+
+# ----------------------------------------------------------------------------------- by a user
+
+
+def test_a_graph_it_has_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's CSV with names: trained, evaluated, reported beside heuristics, asked elsewhere."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rng = np.random.default_rng(3)
+    lines = ["source,target"]
+    for a in range(60):
+        for b in range(a):
+            if rng.random() < (0.5 if a % 4 == b % 4 else 0.02):
+                lines.append(f"node{a},node{b}")
+    lines += [lines[1], "node5,node5"]
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "mine.csv").write_text("\n".join(lines))
+    own = {"data__format": "own", "data__root": str(raw), "data__name": "mine"}
+    folder = tmp_path / "run"
+    loop.train(tiny("pencil", **own), folder)
+    results = json.loads((folder / "results.json").read_text())["metrics"]
+    assert 0 <= results["test/auc"] <= 1 and "katz/test/auc" in results
+    assert 0 <= results["gnn/test/auc"] <= 1
+    page = (folder / "report.md").read_text()
+    assert "jaccard" in page and "What is read around a link" in page
+    assert "| duplicates | 1 |" in page and "| loops | 1 |" in page
+    assert loop.check(folder) == []
+    shutil.rmtree(raw)
+    assert "node1 node9  logit" in loop.act(folder, "predict", "node1 node9")
+    with pytest.raises(UserError, match="unknown node 'nodule'; did you mean"):
+        loop.act(folder, "predict", "node1 nodule")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__format": "npz", "data__name": "nowhere"}, "nowhere"),
+        ({"data__index": -1}, "learns on one split"),
+        ({"sample__negatives": "fixed"}, "brings no negatives"),
+        ({"model__slots": 5}, "links of up to 18 tokens"),
+        ({"model__fusion": "early"}, "brings no node features"),
+        ({"optim__microbatches": 3}, "must divide"),
+        ({"num_seeds": 2}, "one seed per run"),
+    ],
+)
+def test_bad_settings_are_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BANYAN_DATA", str(tmp_path))
+    with pytest.raises((UserError, ValueError), match=message):
+        asm = loop.assemble(tiny("pencil", **changes))
+        assert asm.experiment.batch is not None
+        asm.experiment.batch(0)
+
+
+def test_another_graph_is_refused() -> None:
+    other = loop.assemble(tiny("pencil", data__name="1"), artifacts())
+    with pytest.raises(UserError, match="not the links this run began with"):
+        other.experiment.evaluate(loop.initial_state(other), "valid")
+
+
+# ------------------------------------------------------------------------------ heuristics, targets
+
+
+@pytest.mark.data
+def test_heuristics_are_means_over_the_fixed_splits(data_root: Path) -> None:
+    """Against scores of each split, made here by hand from its arrays."""
+    config = tiny(
+        "graph_heuristics", data__format="npz", data__name="USAir", data__split="fixed",
+        data__index=-1, eval__heuristics=("pa",),
+    )  # fmt: skip
+    found = loop.assemble(config)
+    values = found.experiment.evaluate(loop.initial_state(found), "test")
+    with np.load(data_root / "graph" / "USAir_splits.npz") as arrays:
+        aucs = []
+        for index in range(10):
+            part = {
+                k: arrays[f"split{index}_{k}"].astype(int)
+                for k in ("train_pos", "test_pos", "test_neg")
+            }
+            degree = np.bincount(part["train_pos"].ravel(), minlength=332)
+            pos, neg = (degree[part[k]].prod(1) for k in ("test_pos", "test_neg"))
+            above = (pos[:, None] > neg).mean() + 0.5 * (pos[:, None] == neg).mean()
+            aucs.append(above)
+    assert values["pa/test/auc"] == pytest.approx(np.mean(aucs), abs=1e-9)
+    assert values["pa/test/auc/std"] == pytest.approx(np.std(aucs, ddof=1), abs=1e-9)
+
+
+def test_regression_learns_its_target_and_knows_the_constant() -> None:
+    """Labels of batches are the heuristic, scaled, by hand; R2 of the mean is about 0."""
+    asm = loop.assemble(tiny("heuristic_regression"))
+    assert asm.experiment.batch is not None
+    batch = asm.experiment.batch(0)
+    loaded = links.load(asm.config)
+    V = loaded.graph.num_nodes
+    near = np.zeros((V, V))
+    near[tuple(csr.edges_of(loaded.graph).T)] = 1
+    near += near.T
+    every = np.log1p((near @ near)[np.triu_indices(V)])
+    want = np.log1p((near @ near)[tuple(batch["pairs"].T)])
+    want = np.clip(want / np.percentile(every, 99.99), 0, 1)
+    np.testing.assert_allclose(batch["labels"], want, atol=1e-6)
+    found = asm.experiment.evaluate(loop.initial_state(asm), "test")
+    assert abs(found["mean/test/r2"]) < 0.3 and found["test/rmse"] > 0
+
+
+def test_metrics_shown_are_metrics_made() -> None:
+    made = metrics.summarise(np.array([1.0, 0.5]), np.array([0.2, 0.7]))
+    assert {*links.SELECTABLE, *links.SHOWN} <= set(made)

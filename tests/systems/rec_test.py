@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recommenders as systems: artifacts, SIDs between runs, devices, recommending, bad input."""
+
+import gzip
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.runner import checkpoint, loop
+from experiments.runner.errors import UserError
+from rec.sid import table
+from tests.systems.contract_test import on_devices
+from tests.tiny_systems import run_steps, tiny
+
+SMALL = {"data__users": 60, "eval__rows": 16, "eval__draws": 10}
+
+
+@cache
+def artifacts() -> dict[str, Any]:
+    """Of a small tiger; shared, for fitting SIDs takes seconds."""
+    return loop.assemble(tiny("tiger", **SMALL)).artifacts
+
+
+def assembled(**changes: Any) -> loop.Assembly:
+    return loop.assemble(tiny("tiger", **SMALL, **changes), artifacts())
+
+
+def test_devices_agree() -> None:
+    """Losses and updated parameters on 8 devices are those of one, pairs being drawn on them."""
+    found = {}
+    for mesh, count in (((1, 1), 1), ((8, 1), 8)):
+        asm = on_devices(tiny("tiger", **SMALL), mesh, count, artifacts())
+        state, metrics = run_steps(asm, 3)
+        found[mesh] = ([m["loss"] for m in metrics], jax.device_get(state["params"]))
+    losses, params = found[1, 1]
+    assert np.ptp(losses) > 1e-3
+    np.testing.assert_allclose(found[8, 1][0], losses, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found[8, 1][1], params)
+
+
+def test_a_wrong_sid_table_is_refused() -> None:
+    """One code changed beside its hash; and a whole other table, hash and all."""
+    kept = artifacts()
+    sids = np.array(kept["sid"]["table"])
+    sids[3, 0] = (sids[3, 0] + 1) % 8
+    broken = {**kept, "sid": {**kept["sid"], "table": sids}}
+    with pytest.raises(UserError, match="SHA-256"):
+        loop.assemble(tiny("tiger", **SMALL), broken)
+    sizes = tuple(kept["sid"]["sizes"])
+    other = {**kept, "sid": {**kept["sid"], "table": sids, "sha256": table.sha256(sids, sizes)}}
+    state = loop.initial_state(assembled())
+    with pytest.raises(UserError, match="another SID table"):
+        loop.assemble(tiny("tiger", **SMALL), other).experiment.evaluate(state, "valid")
+
+
+def test_recommending_needs_nothing_but_the_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No corpus is read; items of the history are left out; a long history keeps its newest."""
+    asm = assembled()
+    state = loop.initial_state(asm)
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("the corpus was read")
+
+    monkeypatch.setattr("experiments.systems.rec.recommenders.wiring.load", refuse)
+    recommend = asm.experiment.actions["recommend"]
+    items, texts = artifacts()["items"], artifacts()["texts"]
+    answer = recommend(state, f"{items[3]} {items[5]}")
+    lines = [line.split() for line in answer.splitlines()[1:]]
+    names = [line[2] for line in lines]
+    assert 5 <= len(names) <= 10 and len(set(names)) == len(names)
+    assert not {items[3], items[5]} & set(names)
+    assert [int(line[0]) for line in lines] == list(range(1, len(lines) + 1))
+    scores = [float(line[1]) for line in lines]
+    assert scores == sorted(scores, reverse=True) and max(scores) <= 0
+    for name, line in zip(names, lines, strict=True):
+        assert " ".join(line[3:]) == texts[items.index(name)]
+
+    long = recommend(state, " ".join(items[10:30]))
+    assert "the newest 5 are read" in long
+    newest = recommend(state, " ".join(items[25:30]))
+    assert long.splitlines()[1:] == newest.splitlines()[1:]
+    both = recommend(state, f"{items[3]} {items[5]}\n\n{items[7]}\n")
+    assert both.startswith(answer) and f"after {items[7]}:" in both
+    with pytest.raises(UserError, match=r"unknown item 'item-9-9-9'; did you mean"):
+        recommend(state, f"{items[3]} item-9-9-9")
+    with pytest.raises(UserError, match="oldest first"):
+        recommend(state, "  \n")
+
+
+def test_the_test_prints_everything_beside_it() -> None:
+    """All five baselines, the best possible ranker, groups, intervals and differences."""
+    asm = assembled()
+    found = asm.experiment.evaluate(loop.initial_state(asm), "test")
+    for name in ("popularity", "successor", "cooccurrence", "item_knn", "content"):
+        for metric in ("recall@5", "recall@10", "ndcg@5", "ndcg@10"):
+            assert 0 <= found[f"{name}/test/{metric}"] <= 1
+        gap = found["test/recall@10"] - found[f"{name}/test/recall@10"]
+        assert found[f"test/recall@10/minus_{name}"] == pytest.approx(gap)
+        low, high = (found[f"test/recall@10/minus_{name}/{end}"] for end in ("low", "high"))
+        assert low <= gap + 1e-9 and gap <= high + 1e-9
+    assert found["bayes/test/recall@10"] > found["popularity/test/recall@10"]
+    parts = [found[f"test/share/{g}"] for g in ("U+", "U-")]
+    assert sum(parts) == pytest.approx(1)
+    mixed = sum(
+        found[f"test/share/{g}"] * found.get(f"test/recall@10/{g}", 0.0) for g in ("U+", "U-")
+    )
+    assert mixed == pytest.approx(found["test/recall@10"])
+    assert found["test/invalid@10"] == 0 and found["test/repeated@10"] == 0
+
+
+# --------------------------------------------------------------------------------- between runs
+
+
+def toys(root: Path, users: int = 60, items: int = 40) -> None:
+    """A category nobody has seen, laid out like the others."""
+    folder = root / "amazon2014" / "toys"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    names = [f"B{rng.integers(10**8):09d}" for _ in range(items)]
+    rows = [
+        " ".join([f"A{u}", *(names[(3 * u + j * (1 + u % 2)) % items] for j in range(6))])
+        for u in range(users)
+    ]
+    text = {"user_sequence": rows}
+    text["item_text_tag"] = [f"{n} toy car color{i % 5}" for i, n in enumerate(names)]
+    text["item_keyword_path"] = [f"{n} |▁wheel{i % 8}|▁wood" for i, n in enumerate(names)]
+    for name, lines in text.items():
+        (folder / f"{name}.txt.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+
+
+TOYS = {
+    "data__format": "amazon2014",
+    "data__name": "toys",
+    "eval__draws": 10,
+    "train__steps": 3,
+    "train__save_every": 3,
+    "eval__every": 3,
+    "sid__codes": 4,
+    "sid__steps": 3,
+    "sid__init_rows": 8,
+}
+
+
+def test_from_raw_files_of_an_unknown_category_to_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIDs by one run, read by the next, whose folder then checks and recommends elsewhere."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("BANYAN_DATA", str(tmp_path / "raw"))
+    toys(tmp_path / "raw")
+    sid, made, moved = (tmp_path / name for name in ("sid", "tiger", "elsewhere"))
+    loop.train(tiny("sid", **TOYS), sid)
+    loop.train(tiny("tiger", **TOYS, sid__run=str(sid)), made)
+    printed = capsys.readouterr().out
+    assert "successor" in printed and "neighbours in raw-name order" in printed
+    page = (made / "report.html").read_text()
+    for title in ("Side by side", "Recommendations", "Semantic IDs", "Codes in use", "Data card"):
+        assert title in page, title
+    assert "toy car" in page  # texts of items
+    results = json.loads((made / "results.json").read_text())
+    assert "item_knn/test/ndcg@5" in results["metrics"]
+    saved = checkpoint.read(made)["artifacts"]
+    kept = saved["sid"]
+    assert kept["sha256"] == table.sha256(kept["table"], tuple(kept["sizes"]))
+
+    shutil.move(made, moved)
+    assert loop.check(moved) == []
+    shutil.rmtree(tmp_path / "raw")
+    answer = loop.act(moved, "recommend", f"{saved['items'][0]} {saved['items'][1]}")
+    assert "toy car" in answer
+    with pytest.raises(UserError, match="unknown item"):
+        loop.act(moved, "recommend", "B0")
+    with pytest.raises(UserError, match="other items"):
+        loop.assemble(tiny("tiger", sid__run=str(sid), **SMALL))
+    with pytest.raises(UserError, match="not sid"):
+        loop.assemble(tiny("tiger", sid__run=str(moved), **SMALL))
+
+
+def test_published_tables_follow_items_through_the_core(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row i of an index file is the i-th item of the whole corpus, whatever a k-core leaves."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    toys(tmp_path, users=44)
+    from experiments.systems.rec import sid as system
+    from experiments.systems.rec.recommenders import wiring as recommenders
+
+    changes = {"data__format": "amazon2014", "data__name": "toys", "data__root": str(tmp_path)}
+    whole = recommenders.load(tiny("tiger", **changes)).corpus.items
+    index = {str(i): [f"<a_{i % 7}>", f"<b_{i // 7}>"] for i in range(len(whole))}
+    path = tmp_path / "index.json"
+    path.write_text(json.dumps(index))
+    config = tiny("tiger", **changes, data__core=4, sid__table=str(path), sid__digit_limit=2)
+    loaded = recommenders.load(config)
+    assert 0 < len(loaded.corpus.items) < len(whole)
+    found = system.artifact(config, loaded, np.zeros((len(loaded.corpus.items), 2), np.float32))
+    for name, sid in zip(loaded.corpus.items, found["table"].tolist(), strict=True):
+        number = whole.index(name)
+        assert sid == [number % 7, number // 7, 0]
+    config = tiny("tiger", **SMALL, sid__table=str(path))
+    with pytest.raises(UserError, match="40 items"):
+        loop.assemble(config)
+
+
+def test_shuffled_sids_are_the_same_ones_elsewhere() -> None:
+    kept = artifacts()["sid"]
+    mixed = loop.assemble(tiny("tiger", **SMALL, sid__shuffle=True)).artifacts["sid"]
+    assert mixed["sha256"] != kept["sha256"]
+    rows = [sorted(map(tuple, np.asarray(s["table"]).tolist())) for s in (kept, mixed)]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(
+    ("system", "changes", "words"),
+    [
+        ("sid", {"train__steps": 7}, "config.sid.steps=30"),
+        ("sid", {"sid__method": "random"}, "--config.train.steps=0"),
+        ("sid", {"sid__shuffle": True}, "systems that read SIDs"),
+        ("tiger", {"sid__conflict": "psid_ecm", "sid__levels": 2}, "512 items do not fit 8\\^2"),
+        ("tiger", {"num_seeds": 2}, "one seed per run"),
+        ("tiger", {"sid__run": "no/such/run"}, "no checkpoints"),
+        ("tiger", {"sid__table": "no/such/file.json"}, "config.sid.table"),
+        ("tiger", {"data__features": "no/such.npy"}, "config.data.features"),
+        ("tiger", {"data__core": 50}, "planted corpus is whole"),
+        ("sasrec", {"data__split": "temporal", "data__test_from": 5}, "times"),
+        ("sasrec", {"data__format": "amazon2014", "data__name": "none"}, "format=planted"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    system: str, changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    """Before anything is compiled or written, in words that say what to do."""
+    changes = {"data__root": str(tmp_path), **changes}
+    with pytest.raises(UserError, match=words):
+        loop.assemble(tiny(system, **changes))
+
+
+@pytest.mark.parametrize(
+    ("system", "changes", "words"),
+    [
+        ("tiger", {"augment__pairs": "all"}, "pairs"),
+        ("tiger", {"augment__search": True}, "genpas"),
+        ("tiger", {"eval__beams": 5}, "beams"),
+        ("tiger", {"eval__policy": "best"}, "policy"),
+        ("tiger", {"eval__constrained": False, "eval__normaliser": "children"}, "constrained"),
+        ("tiger", {"model__softmax": "none"}, "softmax"),
+        ("sasrec", {"model__loss": "hinge"}, "loss"),
+        ("sasrec", {"model__heads": 3}, "heads"),
+        ("sasrec", {"optim__schedule": "step"}, "schedule"),
+        ("sid", {"sid__method": "umap"}, "method"),
+        ("rec_baselines", {"data__format": "csv"}, "format"),
+        ("rec_baselines", {"data__format": "own"}, "item_text"),
+    ],
+)
+def test_bad_values_are_named(system: str, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises((UserError, ValueError), match=words):
+        tiny(system, **changes)
+
+
+def test_relevance_and_search_are_artifacts() -> None:
+    """Exponents chosen before training, vectors for ranking inside buckets: both are kept."""
+    config = tiny(
+        "tiger",
+        **SMALL,
+        augment__pairs="genpas",
+        augment__search=True,
+        eval__policy="relevance",
+        eval__per_sid=2,
+        sid__conflict="none",
+    )
+    asm = loop.assemble(config)
+    found = asm.artifacts["search"]
+    assert len(found) == 13 and asm.artifacts["exponents"] == found[0][:3]
+    ratios = [row[4] for row in found]
+    assert ratios == sorted(ratios, reverse=True)
+    assert asm.artifacts["features"].shape[0] == 512
+    state = loop.initial_state(asm)
+    evaluated = asm.experiment.evaluate(state, "valid")
+    assert 0 <= evaluated["valid/recall@10"] <= 1
+    answer = asm.experiment.actions["recommend"](state, asm.artifacts["items"][0])
+    assert len(answer.splitlines()) == 11
