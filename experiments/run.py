@@ -2,9 +2,9 @@
 """One door to every system of the stack.
 
 train (or resume: the same command again)
-    python experiments/run.py --config=experiments/configs/banyan.py:tiny
+    python experiments/run.py --config=banyan:tiny
 change any number of the config
-    python experiments/run.py --config=experiments/configs/banyan.py --config.seed=1
+    python experiments/run.py --config=banyan --config.seed=1
 evaluate a run's last checkpoint; check every claimed number again; compare runs
     python experiments/run.py --mode=eval --workdir=DIR
     python experiments/run.py --mode=check --workdir=DIR

@@ -41,7 +41,7 @@ KINDS = {
 }
 BLOCKS = tuple(KINDS)
 COMMAND = {
-    "results": "python experiments/run.py --config=experiments/configs/SYSTEM.py:VARIANT",
+    "results": "python experiments/run.py --config=SYSTEM:VARIANT",
     "checks": "pytest -m slow",
     "benches": "python experiments/bench.py NAME --json=experiments/results/FILE.json",
     "compiles": "python -m attention.tpu_aot --json=experiments/results/FILE.json",
@@ -140,7 +140,7 @@ def check_text(check: Mapping[str, Any]) -> str:
     names: list[str] = []
     for result in check["conditions"].values():
         run = result["runs"][0]
-        system = re.search(r"configs/(\w+)\.py", run["command"])
+        system = re.search(r"--config=(?:\S*/)?(\w+)", run["command"])  # a name, once a path
         shown = headline(system[1], run["metrics"]) if system else []
         names += [name for name in shown if name not in names]
     rows = []

@@ -29,7 +29,7 @@ def train(workdir: Path, system: str, seed: int, *options: str) -> dict[str, Any
     """results.json of one run, compiled as for users, with the command that made it."""
     words = [
         "experiments/run.py",
-        f"--config=experiments/configs/{system}.py",
+        f"--config={system}",
         f"--config.seed={seed}",
         *options,
     ]

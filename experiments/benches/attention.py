@@ -33,7 +33,7 @@ from jax import lax
 from attention import decode, gpu_check, masks
 from attention.kernels import Spec, pallas_gpu, power, xla
 from attention.tda import normalise, threshold
-from experiments.bench import Case, Missing
+from experiments.runner.bench import Case, Missing
 
 SPEC = Spec(causal=True, p=2)
 KINDS = ("dense", "planted", "clustered")

@@ -2,7 +2,7 @@
 """Banyan against its peers: random policy, vmap + scan + auto-reset, observation consumed.
 
 Also: the same with other table sizes (speed should not depend on them), and one PPO update of
-`configs/banyan.py:base`, network, epochs and minibatches alike, against a bare loop of the same
+`banyan:base`, network, epochs and minibatches alike, against a bare loop of the same
 rollout and optax updates, and against the optax updates alone on a fixed rollout; the profile is
 how an update splits into acting and learning.
 """
@@ -21,8 +21,8 @@ from banyan import env, tasks
 from banyan.agents import ppo
 from banyan.task_config import TaskConfig
 from banyan.types import NUM_ACTIONS, EnvParams
-from experiments.bench import Case, Missing
 from experiments.runner import loop, names, settings
+from experiments.runner.bench import Case, Missing
 
 ENVS = (1024, 8192)
 CALL_STEPS = 1 << 18  # environment steps per timed call

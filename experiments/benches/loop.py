@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from experiments.bench import Case
 from experiments.runner import loop, settings, sharding
+from experiments.runner.bench import Case
 from experiments.runner.contract import Experiment
 from experiments.runner.writer import open_writer
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention import transformer
-from experiments.bench import Case
+from experiments.runner.bench import Case
 from rec import augment, training
 from rec.data.sequences import pack
 from rec.decode import beam

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.bench import Case, Missing
+from experiments.runner.bench import Case, Missing
 from graph import csr, sample
 from graph.config import PencilConfig
 from graph.data import made

@@ -4,12 +4,25 @@
 import difflib
 import functools
 import sys
-from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from experiments.runner import names
 from experiments.runner.errors import UserError
+
+
+class NamedConfigParser(flags.ArgumentParser):
+    """Loads a config by the bare name of its system, or by the path of a file."""
+
+    def __init__(self, files: flags.ArgumentParser) -> None:
+        self.files = files
+
+    def parse(self, argument: str) -> ConfigDict:
+        return self.files.parse(names.config_file(argument))
+
+    def flag_type(self) -> str:
+        return self.files.flag_type()
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -17,10 +30,11 @@ def define_flags(values: flags.FlagValues) -> None:
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "FILE.py or FILE.py:variant; override leaves by --config.group.key=value.",
+        "SYSTEM, SYSTEM:VARIANT or a config file; override leaves by --config.group.key=value.",
         lock_config=True,
         flag_values=values,
     )
+    values["config"].parser = NamedConfigParser(values["config"].parser)
     text = functools.partial(flags.DEFINE_string, flag_values=values)
     switch = functools.partial(flags.DEFINE_bool, flag_values=values)
     number = functools.partial(flags.DEFINE_integer, flag_values=values)
@@ -39,15 +53,11 @@ def define_flags(values: flags.FlagValues) -> None:
 def check_flags(values: flags.FlagValues, words: list[str]) -> None:
     """Refuses stray words and flags that do not belong together."""
     mode = values.mode
-    try:
-        config = values.config
-        getattr(config, "to_dict", None)  # a failure to load the file is kept until the first use
-    except OSError as error:
-        raise UserError(f"--config: {error}") from error
+    config = values.config
     if words and mode != "report":
         raise UserError(f"unexpected word {words[0]!r}: options start with --, see --help")
     if mode == "train" and config is None:
-        raise UserError("--mode=train needs --config=experiments/configs/<system>.py[:variant]")
+        raise UserError("--mode=train needs --config=<system>[:variant]" + names.did_you_mean(""))
     if mode not in ("train", "report"):
         if values.workdir is None:
             raise UserError(f"--mode={mode} needs --workdir=DIR, the folder of a run")
@@ -86,7 +96,7 @@ def unknown_key(argv: list[str]) -> str:
     """Says which --config.group.key of the command line does not exist, and what does; "" if all
     exist or no config can be loaded."""
     files = [word.removeprefix("--config=") for word in argv if word.startswith("--config=")]
-    if not files or not Path(files[0].split(":")[0]).is_file():
+    if not files:
         return ""
     config = flags.FLAGS["config"].parser.parse(files[0])
     for word in argv:

@@ -17,7 +17,7 @@ EXPERIMENTS = Path(__file__).resolve().parent.parent
 
 @functools.cache
 def systems() -> dict[str, str]:
-    """{bare name: dotted path below experiments.configs and experiments.systems}, by path."""
+    """{bare name: dotted path below configs/ and systems/}, by path."""
     configs = EXPERIMENTS / "configs"
     paths = [path.relative_to(configs) for path in configs.rglob("*.py")]
     return {
@@ -28,10 +28,28 @@ def systems() -> dict[str, str]:
 
 
 def did_you_mean(name: str) -> str:
-    """ "; did you mean 'tiger'?" where a system has a similar name, then all names."""
+    """Proposes systems with a similar name, then lists all."""
     similar = difflib.get_close_matches(name, systems(), 3)
     hint = f"; did you mean {' or '.join(map(repr, similar))}?" if similar else "."
     return f"{hint} There are: {', '.join(sorted(systems()))}"
+
+
+def config_file(config: str) -> str:
+    """Path of the config file that --config=SYSTEM[:VARIANT] means, with the variant; a path to a
+    file (it holds a slash or ends in .py) passes unchanged.
+
+    Raises:
+        UserError: no system has that name, or no file that path.
+    """
+    name, colon, variant = config.partition(":")
+    if "/" in name or name.endswith(".py"):
+        if not Path(name).is_file():
+            raise UserError(f"--config={config}: no such file{did_you_mean(Path(name).stem)}")
+        return config
+    if name not in systems():
+        raise UserError(f"--config={config}: no system is named {name!r}{did_you_mean(name)}")
+    file = Path(config_module(name).__file__ or "")
+    return f"{file}{colon}{variant}"
 
 
 def config_module(system: str) -> ModuleType:

@@ -11,7 +11,8 @@ import pytest
 
 from banyan import data
 from banyan.layouts import connected, parse_raw, read_levels, read_text, usable
-from experiments import data as raw_data
+from experiments import data as data_command
+from experiments.runner import data as raw_data
 
 LEVEL = """; 0
 ##########
@@ -109,13 +110,13 @@ def test_command_line_knows_where_the_levels_are(
 ) -> None:
     monkeypatch.setenv("BANYAN_DATA", str(data_root))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert raw_data.main(["verify", "boxoban"]) == 0
-    assert raw_data.main(["where", "boxoban"]) == 0
+    assert data_command.main(["verify", "boxoban"]) == 0
+    assert data_command.main(["where", "boxoban"]) == 0
     assert capsys.readouterr().out.strip().endswith(str(data_root / "boxoban"))
-    assert raw_data.main(["list"]) == 0
+    assert data_command.main(["list"]) == 0
     listed = capsys.readouterr().out
     assert data.ABOUT["boxoban"][0] in listed and "Apache" in listed
-    assert raw_data.main(["where", "boxoban", f"--root={tmp_path}"]) == 1
+    assert data_command.main(["where", "boxoban", f"--root={tmp_path}"]) == 1
     assert "data.py download boxoban" in capsys.readouterr().err
     monkeypatch.delenv("BANYAN_DATA")
-    assert raw_data.main(["verify", "boxoban"]) == 1
+    assert data_command.main(["verify", "boxoban"]) == 1

@@ -14,8 +14,8 @@ import pytest
 
 from attention.kernels import Spec, reference
 from experiments import bench
-from experiments.bench import Case, Missing
 from experiments.benches import attention
+from experiments.runner.bench import Case, Missing
 
 SHAPE = attention.Shape(B=1, T=256, H=2, D=64)
 

@@ -5,7 +5,6 @@ non-zero exit, nothing compiled, no folder left behind."""
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ pytestmark = [
     # ml_collections loads config files that way.
     pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),
 ]
-BANYAN = "--config=experiments/configs/banyan.py:tiny"
+BANYAN = "--config=banyan:tiny"
 TOY = "--config=tests/toy.py"
 
 
@@ -112,7 +111,8 @@ LEVEL = """; 0
         (["--config.env.depths=(1,9)"], ["config.env", "depths=(1, 9)", "within 1..6"]),
         (["--config.model.memory=lstm"], ["memory='lstm'", "none, gru"]),
         (["--config.num_seeds=0"], ["config.num_seeds=0", "at least 1"]),
-        (["--config.system=banana"], ["config.system='banana'"]),
+        (["--config.system=banana"], ["config.system='banana'", "did you mean 'banyan'"]),
+        (["--config.system=rec.tiger"], ["config.system='rec.tiger'", "tiger"]),
         (["--config.train.steps=13"], ["config.train.steps=13", "phase_steps=6", "lower steps"]),
         (["--config.mesh=(3,1)"], ["config.mesh=(3, 1)", "8 device(s)", "(-1, 1)"]),
         (["--config.mesh=(-1,0)"], ["config.mesh=(-1, 0)", "8 device(s)"]),
@@ -128,22 +128,22 @@ LEVEL = """; 0
     ],
 )
 def test_misuse(words: list[str], parts: list[str], call: Any, tmp_path: Path) -> None:
-    began = time.monotonic()
     answer = call(BANYAN, f"--workdir={tmp_path / 'run'}", *words)
     says(answer, *parts)
     assert answer.code == 2
     assert not list(tmp_path.iterdir())
-    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (
-            ["--config=experiments/configs/banyan.py:huge"],
-            ["'huge'", "choose one of base, tiny,", "paper"],
-        ),
-        (["--config=experiments/configs/bamyan.py"], ["bamyan.py"]),
+        (["--config=banyan:huge"], ["'huge'", "choose one of base, tiny,", "paper"]),
+        (["--config=bamyan"], ["no system is named 'bamyan'", "did you mean 'banyan'", "tiger"]),
+        (["--config", "tigger:tiny"], ["--config=tigger:tiny", "did you mean 'tiger'"]),
+        (["--config=qqq"], ["no system is named 'qqq'.", "There are: banyan, gnn"]),
+        (["--config=experiments/configs/tiger.py:tiny"], ["no such file", "did you mean 'tiger'"]),
+        (["--config=bamyan.py"], ["bamyan.py: no such file", "did you mean 'banyan'"]),
+        (["--config=own.py", "--config.seed=1"], ["own.py: no such file"]),
         (["--config.seed=1", BANYAN], ["config"]),
         ([], ["--config="]),
         (["--mode=check"], ["--mode=check", "--workdir=DIR"]),

@@ -50,7 +50,7 @@ CHECK = {
         "64 trees": {
             "runs": [
                 {
-                    "command": "python experiments/run.py --config=experiments/configs/banyan.py",
+                    "command": "python experiments/run.py --config=banyan",
                     "metrics": {"d1/end/success": value},
                     "wall_s": 60.0,
                 }
@@ -110,7 +110,7 @@ def test_checks_show_their_conditions(tmp_path: Path) -> None:
 def test_one_run_over_splits_shows_their_deviation(tmp_path: Path) -> None:
     metrics = {"cn/test/auc": 0.5, "cn/test/auc/std": 0.025, "ra/test/auc": 0.75}
     run = {"metrics": metrics, "wall_s": 60.0, "seed": 0}
-    run["command"] = "python experiments/run.py --config=experiments/configs/graph_heuristics.py"
+    run["command"] = "python experiments/run.py --config=graph_heuristics"
     check = {**CHECK, "conditions": {"ten splits": {"runs": [run]}}}
     text = tables.blocks(tables.read(write(tmp_path, a=check)))["checks"]
     assert "| ten splits | 1 | 0.5000 ± 0.0250 | 0.7500 |" in text

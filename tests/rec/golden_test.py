@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import data as raw_data
+from experiments.runner import data as raw_data
 from rec import metrics, text
 from rec.baselines import evaluation, reachability, scorers
 from rec.data import FILES, amazon2014, amazon2018, cards, letter, reading

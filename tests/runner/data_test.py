@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from experiments import data
-from experiments.runner import transfer
+from experiments import data as data_command
+from experiments.runner import data, transfer
 from experiments.runner.errors import UserError
 from tests import ROOT
 
@@ -143,7 +143,7 @@ def test_about_may_name_a_dataset_by_more_folders_than_one(tmp_path: Path) -> No
         "a/one": ["a/one/sub/y.gz", "a/one/x.gz"], "a/two": ["a/two/x.gz"],
     }  # fmt: skip
     put(tmp_path, CONTENT, "a/two/x.gz")
-    assert [data.main(["verify", name], known) for name in ("a/one", "a/two")] == [1, 0]
+    assert [data_command.main(["verify", name], known) for name in ("a/one", "a/two")] == [1, 0]
 
 
 def test_a_folder_nobody_declared_is_read_and_its_hashes_are_recorded(
@@ -154,9 +154,9 @@ def test_a_folder_nobody_declared_is_read_and_its_hashes_are_recorded(
     found = data.fingerprints("a/three", datasets=toy())
     assert found == {"a/three/sub/y.gz": SHA, "a/three/x.txt": hashlib.sha256(b"mine").hexdigest()}
     assert data.locate("a/three", datasets=toy()) == tmp_path / "raw" / "a" / "three"
-    assert data.main(["verify", "a/three"], toy()) == 0
+    assert data_command.main(["verify", "a/three"], toy()) == 0
     assert f"unknown   a/three/sub/y.gz  {SHA}" in capsys.readouterr().out
-    assert data.main(["download", "a/three"], toy()) == 1
+    assert data_command.main(["download", "a/three"], toy()) == 1
     assert "unknown dataset 'a/three'" in capsys.readouterr().err
     for bad in ("a/four", "../raw"):
         with pytest.raises(data.DataError):
@@ -353,7 +353,7 @@ def test_a_full_disk_is_said_plainly(server: Any, tmp_path: Path, capsys: Any) -
     part = tmp_path / "raw" / "toy" / "levels.txt.gz.part"
     part.parent.mkdir(parents=True)
     part.symlink_to("/dev/full")
-    assert data.main(["download", "toy"], toy(server.url)) == 1
+    assert data_command.main(["download", "toy"], toy(server.url)) == 1
     assert "disk full" in capsys.readouterr().err
     assert len(server.asked) == 1
 
@@ -385,23 +385,23 @@ def test_two_downloads_of_one_file_do_not_mix(server: Any, tmp_path: Path) -> No
 
 def test_command_line_list_verify_where(tmp_path: Path, capsys: Any) -> None:
     known = toy("http://127.0.0.1:9/levels.txt")
-    assert data.main(["list"], known) == 0
+    assert data_command.main(["list"], known) == 0
     out = capsys.readouterr().out
     for piece in ("toy: 0 of 1 files", "a toy", "terms: none", "missing", "http://127", "download"):
         assert piece in out
-    assert data.main(["verify", "toy"], known) == 1
-    assert data.main(["where", "toy"], known) == 1
+    assert data_command.main(["verify", "toy"], known) == 1
+    assert data_command.main(["where", "toy"], known) == 1
     assert "download toy" in capsys.readouterr().err
     path = put(tmp_path)
     for command, code in (("verify", 0), ("where", 0), ("list", 0)):
-        assert data.main([command, *(["toy"] if command != "list" else [])], known) == code
+        assert data_command.main([command, *(["toy"] if command != "list" else [])], known) == code
     out = capsys.readouterr().out
     assert f"ok        toy/levels.txt.gz  {SHA}" in out and f"{path.parent}\n" in out
-    assert data.main(["where", "toy", f"--root={tmp_path}"], known) == 1
-    assert data.main(["verify", "tox"], known) == 1
+    assert data_command.main(["where", "toy", f"--root={tmp_path}"], known) == 1
+    assert data_command.main(["verify", "tox"], known) == 1
     assert "did you mean 'toy'" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
-        data.main(["fetch"], known)
+        data_command.main(["fetch"], known)
     assert stop.value.code == 2
 
 

@@ -5,7 +5,7 @@ Paper: Huang, Ding, Ju, Liu, Shah, Zhao 2026, "Threshold Differential Attention"
 
 :base   characters of Tiny Shakespeare (from $BANYAN_DATA/tinyshakespeare), 4 layers of width 128 at
         context 64, 2000 updates of 12 rows: three to six minutes on 2 CPU cores.
-        python experiments/run.py --config=experiments/configs/lm.py --config.model.attention=tda
+        python experiments/run.py --config=lm --config.model.attention=tda
         Yardstick (nanoGPT's README, softmax, same sizes): validation loss 1.88 nats per character.
 :tiny   the same wiring on text the code makes, in seconds; needs no file.
 :h200   6 layers of width 384 at context 256, 5000 updates of 64 rows (not run here). Yardstick

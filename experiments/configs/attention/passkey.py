@@ -9,7 +9,7 @@ here is made, so the numbers do not compare.
         the threshold, the easier tda learns it: of 1500 updates, seed 0, accuracy at 128 / 512 /
         2048 is .99 / .98 / .08 at beta .25 and .58 / .30 / .11 at .5; softmax 1.00 / .88 / .13,
         ssmax 1.00 / .99 / .33 (experiments/results/passkey_lengths.json).
-        python experiments/run.py --config=experiments/configs/passkey.py
+        python experiments/run.py --config=passkey
 :tiny   the same wiring in seconds; learns nothing worth reading.
 :h200   6 layers of width 384, length 512, tested to 8192, two needles (not run here).
 :paper  4 and more needles at the sizes of :h200 (not run here; the paper's model and text are not

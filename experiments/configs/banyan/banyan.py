@@ -4,7 +4,7 @@
 Paper: Seth, Shah, Jha, Gershman, Kleiman-Weiner, Carvalho 2026, arXiv 2606.00880.
 
 :base   one shift of layouts (5x5, depths 1-2), four to five minutes on 2 CPU cores:
-        python experiments/run.py --config=experiments/configs/banyan.py
+        python experiments/run.py --config=banyan
 :small  the same shift with 13k parameters and no memory, about a minute; the finished run kept in
         experiments/results is one of these.
 :tiny   the same wiring in seconds, for tests; learns nothing worth reading.

@@ -2,7 +2,7 @@
 """Graph networks over the whole graph: GCN, SAGE, GAT and the graph auto-encoder.
 
 :base   GCN on USAir, fixed split 0, learned vectors per node, MLP of the Hadamard product; a minute
-        on 2 CPU cores. python experiments/run.py --config=experiments/configs/gnn.py
+        on 2 CPU cores. python experiments/run.py --config=gnn
         SAGE, GAT: --config.model.kind=sage; GAE: --config.model.head=dot
 :tiny   a made-up graph, needs no file.
 :h200   Citeseer, shared negatives, width 512 (not run here).

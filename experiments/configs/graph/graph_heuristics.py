@@ -7,7 +7,7 @@ Expected AUC (%) over the ten fixed splits of USAir (spec pencil 2.3): cn 93.83 
 38.16, spd 31.82; with HeaRT's hard negatives 8.42, 10.82, 10.84, 11.19, 5.83.
 
 :base   USAir, ten splits, seconds on a CPU.
-        python experiments/run.py --config=experiments/configs/graph_heuristics.py
+        python experiments/run.py --config=graph_heuristics
         Others: --config.data.name=Yeast; --config.data.name=citeseer
         [--config.data.protocol=heart]
 :tiny   a made-up graph, needs no file.

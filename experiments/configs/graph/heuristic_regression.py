@@ -7,7 +7,7 @@ training targets, stands beside every one.
 
 :base   common neighbours on Citeseer, 2 hops of 10, one layer of PENCIL of width 128; about a
         minute on 2 CPU cores; R2 about .8 in a prototype (rmse .096, deviation .225).
-        python experiments/run.py --config=experiments/configs/heuristic_regression.py
+        python experiments/run.py --config=heuristic_regression
         Peers: --config.model.kind=gcn [--config.model.inputs=slots]; other targets:
         --config.target.name=aa, ra, katz, pagerank, spd
 :tiny   a made-up graph, needs no file.

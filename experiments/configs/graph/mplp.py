@@ -2,7 +2,7 @@
 """MPLP: counts of common neighbours at several distances from random signatures (Dong et al. 2024).
 
 :base   USAir, fixed split 0, on PENCIL's subgraphs; a minute or two on 2 CPU cores.
-        python experiments/run.py --config=experiments/configs/mplp.py
+        python experiments/run.py --config=mplp
 :tiny   a made-up graph, needs no file.
 :h200, :paper   Citeseer, shared negatives, signatures of 1024 (not run here).
 """

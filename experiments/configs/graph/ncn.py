@@ -2,7 +2,7 @@
 """NCN: states of a graph network, pooled over the common neighbours of a link (Wang et al. 2024).
 
 :base   USAir, fixed split 0, on PENCIL's subgraphs; a minute or two on 2 CPU cores.
-        python experiments/run.py --config=experiments/configs/ncn.py
+        python experiments/run.py --config=ncn
 :tiny   a made-up graph, needs no file.
 :h200, :paper   Citeseer, shared negatives, width 256 (not run here; with node features, which the
         files at hand lack, it is published at MRR .6403 (NCNC) [secondary]).

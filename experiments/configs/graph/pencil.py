@@ -10,7 +10,7 @@ LPFormer there: every run prints the heuristics too.
 :base   USAir, fixed split 0, one hop of 40: 2 layers of width 64; two minutes on 2 CPU cores.
         Measured, three seeds: AUC .967 where resource allocation has .947; without propagation
         .959, without adjacency too .832. Over the ten splits .976, resource allocation .959.
-        python experiments/run.py --config=experiments/configs/pencil.py
+        python experiments/run.py --config=pencil
         Other graphs: --config.data.name=Router --config.sample.hops=2 --config.sample.fanout=10
         --config.sample.cap=48; Citeseer: the same with --config.data.name=citeseer
         --config.eval.select="('valid/mrr','max')" --config.train.steps=460: MRR .413, seed 0
@@ -110,7 +110,7 @@ class LinkEval:
 
 @dataclass(frozen=True)
 class Peer:
-    """steps: updates of the graph network (configs/gnn.py) that is trained on the same links before
+    """steps: updates of the graph network (the system gnn) that is trained on the same links before
     PENCIL, for a row beside it; 0 for none."""
 
     steps: int

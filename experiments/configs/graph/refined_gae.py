@@ -2,7 +2,7 @@
 """Refined GAE: a plain graph auto-encoder, tuned (Ma et al. 2025).
 
 :base   USAir, fixed split 0; a minute on 2 CPU cores.
-        python experiments/run.py --config=experiments/configs/refined_gae.py
+        python experiments/run.py --config=refined_gae
 :tiny   a made-up graph, needs no file.
 :h200   Citeseer, shared negatives, width 1024 (not run here).
 :paper  the same; its own test figures are of OGB graphs (ogbl-ppa hits@100 78.41 [secondary]).

@@ -5,7 +5,7 @@ Published AUC, mean of the ten fixed splits [secondary]: USAir .966, PB .947, Ye
 .876, Router .964. Pooling is by the endpoints, not by sorting [our choice].
 
 :base   USAir, fixed split 0, on PENCIL's subgraphs; two minutes on 2 CPU cores.
-        python experiments/run.py --config=experiments/configs/seal.py
+        python experiments/run.py --config=seal
 :tiny   a made-up graph, needs no file.
 :h200, :paper   Citeseer, shared negatives, width 256 (not run here).
 """

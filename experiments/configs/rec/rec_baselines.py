@@ -4,7 +4,7 @@
 They stand beside every learned row; here they run alone.
 
 :base   Amazon-2014 Beauty, its 8-core (1,766 users, 803 items), seconds on a CPU.
-        python experiments/run.py --config=experiments/configs/rec_baselines.py
+        python experiments/run.py --config=rec_baselines
         Whole Beauty: --config.data.core=0. Expected there (spec rec_core 3.1), recall@5 / ndcg@10:
         popularity .0075 / .0055, successor .0513 / .0439, item_knn .0465 / .0395,
         content .0352 / .0285 (within .003).

@@ -6,7 +6,7 @@ Paper: Kang and McAuley 2018. With a full softmax in place of one negative a pub
 loss); TIGER there .0648 / .0384.
 
 :base   Amazon-2014 Beauty's 8-core, two layers of width 64, minutes on 2 CPU cores.
-        python experiments/run.py --config=experiments/configs/sasrec.py
+        python experiments/run.py --config=sasrec
 :tiny   a made-up catalogue, needs no file.
 :h200   whole Beauty, full softmax (not run here); wanted recall@10 >= .082.
 :paper  whole Beauty with the paper's loss, one negative (not run here).

@@ -5,12 +5,12 @@ Papers: Rajput et al. 2023 (TIGER), Ju et al. 2025 (GRID); dense codebook gradie
 sources after "Semantic IDs at Snapchat" [secondary].
 
 :base   residual k-means 3 x 256 on TF-IDF features of Amazon-2014 Beauty's 8-core.
-        python experiments/run.py --config=experiments/configs/sid.py
+        python experiments/run.py --config=sid
         Another method: --config.sid.method=rqvae --config.sid.steps=2000 --config.train.steps=2000
 :tiny   a made-up catalogue, needs no file.
 :h200   whole Beauty (12,101 items); expected: >= 10,300 distinct SIDs, usage >= 98 % per level.
 :paper  RQ-VAE with the sizes of TIGER on whole Beauty, 20,000 updates (not run here).
-A later run reads the table: --config=experiments/configs/tiger.py --config.sid.run=DIR
+A later run reads the table: --config=tiger --config.sid.run=DIR
 """
 
 from dataclasses import dataclass

@@ -10,7 +10,7 @@ item, without training, reaches .0513 / .0668 / .0389 / .0439 there: every run p
         unique by PSID, 1+1 layers of width 64, prefixes as training pairs, beams of 20; five to ten
         minutes on 2 busy CPU cores. Measured: recall@10 .167 over three seeds, above content (.122)
         and shuffled SIDs (.125), below successor counts (.230) and SASRec (.337).
-        python experiments/run.py --config=experiments/configs/tiger.py
+        python experiments/run.py --config=tiger
 :tiny   a made-up catalogue, needs no file.
 :h200   whole Beauty, the 13.13M-parameter generator of GRID in bf16, 20,000 updates (not run here);
         wanted recall@10 >= .055 with these features.

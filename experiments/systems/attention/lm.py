@@ -18,8 +18,7 @@ from attention import data as texts
 from attention.lm import heads, model, sampler, tokenizer, training
 from attention.lm.config import LMConfig
 from attention.lm.tokenizer import Tokenizer
-from experiments import data
-from experiments.runner import settings
+from experiments.runner import data, settings
 from experiments.runner.contract import Experiment
 from experiments.runner.errors import UserError
 from experiments.systems.attention.language import figures as lm_figures

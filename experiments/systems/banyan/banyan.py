@@ -22,8 +22,7 @@ from banyan.agents import ppo
 from banyan.agents.networks import ActorCritic
 from banyan.agents.ppo import Agent, Worker
 from banyan.types import EnvParams, Obs, State
-from experiments import data
-from experiments.runner import settings
+from experiments.runner import data, settings
 from experiments.runner.contract import Experiment
 from experiments.runner.sharding import leaf_paths
 from experiments.systems.banyan import figures as banyan_figures

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import data
-from experiments.runner import settings
+from experiments.runner import data, settings
 from experiments.runner.contract import Experiment
 from experiments.runner.errors import UserError
 from experiments.systems.graph.links import figures as links_figures

@@ -9,8 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import data
-from experiments.runner import settings
+from experiments.runner import data, settings
 from experiments.runner.contract import Experiment
 from experiments.runner.plots import png
 from experiments.systems.graph.links import figures as links_figures

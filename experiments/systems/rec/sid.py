@@ -11,8 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from experiments import data
-from experiments.runner import checkpoint, settings
+from experiments.runner import checkpoint, data, settings
 from experiments.runner.contract import Experiment, Rows
 from experiments.runner.errors import UserError
 from experiments.systems.rec.recommenders import figures as recommenders_figures

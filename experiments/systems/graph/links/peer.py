@@ -13,7 +13,7 @@ from experiments.systems.graph.links import wiring as links
 
 
 def rows(config: ConfigDict, artifacts: Mapping[str, Any]) -> dict[str, float]:
-    """{"gnn/test/<metric>": value} of the GCN of configs/gnn.py after config.peer.steps updates on
+    """{"gnn/test/<metric>": value} of the GCN of the system gnn after config.peer.steps updates on
     the same links; the last state is tested, nothing is selected. {} for 0 updates."""
     if not config.peer.steps:
         return {}

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import data
+from experiments.runner import data
 from experiments.runner.errors import UserError
 from experiments.runner.queries import lookup
 from graph import csr, heuristics, metrics

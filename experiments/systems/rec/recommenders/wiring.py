@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import data
+from experiments.runner import data
 from experiments.runner.errors import UserError
 from experiments.runner.queries import lookup
 from rec import augment, metrics, text
