@@ -6,12 +6,38 @@ from 0), averaged over depths first. Leading axes (seeds) are carried along. Sig
 gap: positive is a drop (the Banyan paper's; its draft tables print the negative).
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 
 Matrix = Float[np.ndarray, "*seeds T D"]
 Row = Float[np.ndarray, "*seeds D"]
 Shorter = Float[np.ndarray, "*seeds D-1"]  # without the first distribution
+
+
+def success_matrix(
+    records: Sequence[Mapping[str, Any]], phase_steps: int, num_dists: int
+) -> tuple[Matrix, Row]:
+    """Reads S out of evaluation records {"step", "after<t>/d<i>/success" or "untrained/...": float
+    or [num_seeds]}.
+
+    Returns:
+        S [num_seeds, t, i], NaN in the rows of phases that are not done, and the row of the
+        untrained agent [num_seeds, i].
+    """
+    rows: dict[int, np.ndarray] = {}
+    for record in records:
+        done, rest = divmod(record["step"], phase_steps)
+        moment = f"after{done}" if done else "untrained"
+        names = [f"{moment}/d{i + 1}/success" for i in range(num_dists)]
+        if not rest and all(name in record for name in names):
+            rows[done] = np.stack([np.atleast_1d(record[name]) for name in names], axis=-1)
+    num_seeds = next(iter(rows.values())).shape[0] if rows else 1
+    missing = np.full((num_seeds, num_dists), np.nan)
+    matrix = np.stack([rows.get(t, missing) for t in range(1, num_dists + 1)], axis=1)
+    return matrix, rows.get(0, missing)
 
 
 def success_end(success: Matrix) -> Row:

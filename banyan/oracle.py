@@ -15,11 +15,11 @@ cheapest single relocation that unblocks one. A few dives with different look-ah
 the shortest plan is kept. Only if all get stuck, `search` explores the abstract states best-first:
 it is complete, so it fails only when all of them are exhausted or after `MAX_STATES` of them.
 
-    python -m banyan.oracle --levels=FILE --trees=1000 --depths=1-6 --seed=0
+    python -m banyan.oracle_check --levels=FILE --trees=1000 --depths=1-6 --seed=0
 
 draws tasks before any filter, plans each and executes each plan in the jitted environment.
 
-    python -m banyan.oracle --shortcuts --trees=1000 --depths=2-6 --topology=random
+    python -m banyan.oracle_check --shortcuts --trees=1000 --depths=2-6 --topology=random
 
 counts the trees whose goal a single operation off the tree makes, which wins as well.
 """
@@ -537,9 +537,3 @@ def plan_state(params: EnvParams, state: State) -> Int8[np.ndarray, " T"] | None
             actions = np.concatenate([np.array(first, np.int8), primitive(after, rest)])
             best = actions if best is None or len(actions) < len(best) else best
     return best
-
-
-if __name__ == "__main__":
-    from banyan.oracle_check import main
-
-    raise SystemExit(main())

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draws tasks, plans them, and executes every plan in the jitted environment.
 
-Behind `python -m banyan.oracle`. Nothing is filtered before it is counted: the only tasks left out
+    python -m banyan.oracle_check --help
+
+Nothing is filtered before it is counted: the only tasks left out
 are those that a rule without any planning excludes (free cells that do not hang together, or fewer
 free cells than leaves + 2). A plan that is missing, too short, too long or dead counts as a loss.
 """
@@ -336,7 +338,7 @@ def whole_number(low: int, high: int):
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m banyan.oracle",
+        prog="python -m banyan.oracle_check",
         description="Plan drawn tasks and execute every plan in the jitted environment.",
         allow_abbrev=False,
     )
@@ -397,3 +399,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         per_task=per_task,
     )
     return 0 if print_report(check(params), drawn.skipped) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -75,14 +75,14 @@ def inspect(values: flags.FlagValues) -> int:
     """Modes that read a run folder."""
     mode, workdir = values.mode, Path(values.workdir)
     start_jax(values)
-    from experiments.runner import loop
+    from experiments.runner import reopen
 
     if mode == "eval":
-        for key, value in sorted(loop.evaluate_last(workdir).items()):
+        for key, value in sorted(reopen.evaluate_last(workdir).items()):
             print(f"{key} = {value}")
         return 0
     if mode == "check":
-        lines = loop.check(workdir)
+        lines = reopen.check(workdir)
         print("\n".join(lines) if lines else f"{workdir}: every metric of results.json holds")
         return 1 if lines else 0
     query = values.query or ""
@@ -91,7 +91,7 @@ def inspect(values: flags.FlagValues) -> int:
             query = Path(query[1:]).read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--query={query}: {error}") from error
-    print(loop.act(workdir, mode, query))
+    print(reopen.act(workdir, mode, query))
     return 0
 
 

@@ -26,7 +26,7 @@ if __package__ in (None, ""):  # run as a script: the checkout, not this folder,
 from experiments.runner import names  # noqa: E402
 from experiments.runner.comparison import summarize  # noqa: E402
 from experiments.runner.errors import UserError  # noqa: E402
-from experiments.runner.report import Cell, Table, markdown, markdown_table, number  # noqa: E402
+from experiments.runner.pages import Cell, Table, markdown, markdown_table, number  # noqa: E402
 from experiments.runner.writer import short  # noqa: E402
 
 RESULTS = ROOT / "experiments" / "results"
@@ -45,7 +45,7 @@ COMMAND = {
     "checks": "pytest -m slow",
     "benches": "python experiments/bench.py NAME --json=experiments/results/FILE.json",
     "compiles": "python -m attention.tpu_aot --json=experiments/results/FILE.json",
-    "shortcuts": "python -m banyan.oracle --shortcuts --json=experiments/results/FILE.json",
+    "shortcuts": "python -m banyan.oracle_check --shortcuts --json=experiments/results/FILE.json",
 }
 Found = dict[str, dict[str, dict[str, Any]]]
 """kind -> {path under the folder: content}, sorted by path."""

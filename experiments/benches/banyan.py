@@ -22,6 +22,7 @@ from banyan.agents import ppo
 from banyan.task_config import TaskConfig
 from banyan.types import NUM_ACTIONS, EnvParams
 from experiments.runner import loop, names, settings
+from experiments.runner.assemble import assemble, initial_state
 from experiments.runner.bench import Case, Missing
 
 ENVS = (1024, 8192)
@@ -214,13 +215,13 @@ def peers() -> list[tuple[str, str, Callable[[int], Stepper], tuple[int, ...], i
 def ppo_cases() -> Iterable[Case]:
     """One contract step of :base, its rollout alone, and the bare optimization of one rollout."""
     config = names.config_module("banyan").get_config("base")
-    asm = loop.assemble(config)
+    asm = assemble(config)
     agent_config = settings.groups(config)["agent"]
     work = agent_config.num_envs * agent_config.num_steps
     assert asm.experiment.batch is not None
     batch = jax.device_put(dict(asm.experiment.batch(0)))
     step = loop.jit_step(asm, batch)
-    holder = [loop.initial_state(asm)]
+    holder = [initial_state(asm)]
 
     def full(repeat: int) -> None:
         holder[0], metrics = step(holder[0], batch)

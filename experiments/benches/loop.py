@@ -18,7 +18,9 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from experiments.runner import loop, settings, sharding
+from experiments.runner.assemble import Assembly, initial_state
 from experiments.runner.bench import Case
+from experiments.runner.clock import Timer
 from experiments.runner.contract import Experiment
 from experiments.runner.writer import open_writer
 
@@ -91,25 +93,25 @@ def cases() -> Iterable[Case]:
     mesh = sharding.make_mesh((-1, 1))
     abstract = jax.eval_shape(experiment.init, jax.random.key(0))
     shards = sharding.shardings(mesh, experiment.rules, abstract)
-    asm = loop.Assembly(config, settings.to_json(config), experiment, {}, mesh, abstract, shards)
+    asm = Assembly(config, settings.to_json(config), experiment, {}, mesh, abstract, shards)
     step_fn: list[Any] = []  # compiled once, as the bare one is
 
     def run_frame(repeat: int) -> None:
         with tempfile.TemporaryDirectory() as name, _open(_Unsaved, Path(name)) as session:
-            state = loop.initial_state(asm)
+            state = initial_state(asm)
             step_fn[:] = step_fn or [loop.jit_step(asm, make_batch(0))]
             state, _ = loop.run_steps(session, state, 0, False, step_fn[0])
             jax.block_until_ready(state)
 
     def run_save(repeat: int) -> None:
         with tempfile.TemporaryDirectory() as name, _open(loop.Session, Path(name)) as session:
-            session.save(STEPS, loop.initial_state(asm))
+            session.save(STEPS, initial_state(asm))
 
     @contextmanager
     def _open(kind: type[loop.Session], workdir: Path) -> Iterator[loop.Session]:
         (workdir / "metrics.jsonl").touch()
         with open_writer(workdir, config.log, STEPS, 0, True) as writer:
-            session = kind(asm, workdir, writer, loop.Timer(0.0))
+            session = kind(asm, workdir, writer, Timer(0.0))
             with session.manager:
                 yield session
 

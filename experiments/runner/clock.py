@@ -5,6 +5,12 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+PROFILE_STEPS = (10, 15)
 
 
 @contextmanager
@@ -42,3 +48,23 @@ class Timer:
 
     def line(self) -> dict[str, float]:
         return {"wall": self.wall(), **self.spent}
+
+
+class Trace:
+    """A profiler trace of steps 10 to 15 of this process, or of the last one where it has fewer."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        self.folder = folder
+        self.first = min(PROFILE_STEPS[0], steps)
+        self.last = min(PROFILE_STEPS[1], steps)
+
+    def before(self, step: int) -> None:
+        """Begins before step number `step` of this process, counted from 1."""
+        if step == self.first:
+            jax.profiler.start_trace(str(self.folder))
+
+    def after(self, step: int, state: Any) -> None:
+        """Ends after it, once the device has computed `state`."""
+        if step == self.last:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run folder as one page: report.md and report.html (self-contained); several runs compared.
 
-Both pages are made from the same tables. The HTML page loads nothing and runs nothing: pictures are
-data URIs, every text is escaped, and a content policy forbids the rest.
+Both pages are made from the same tables.
 """
 
-import base64
-import html
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -19,156 +16,23 @@ from experiments.runner.comparison import bootstrap_interval as bootstrap_interv
 from experiments.runner.contract import Rows
 from experiments.runner.errors import UserError
 from experiments.runner.folder import read_json, write_text
+from experiments.runner.pages import (
+    Cell,
+    Table,
+    escape,
+    html_table,
+    markdown,
+    markdown_table,
+    number,
+    numeric,
+    page,
+    picture,
+    text_table,
+)
 from experiments.runner.writer import read_metrics, short
 
 MAX_PLOTS = 12
-PICTURES = {
-    b"\x89PNG\r\n\x1a\n": "image/png",
-    b"GIF87a": "image/gif",
-    b"GIF89a": "image/gif",
-}
 KINDS = ("compile", "step", "data", "eval", "checkpoint")
-STYLE = """
-:root{--bg:#fff;--fg:#1d2129;--soft:#5c6470;--line:#e3e6eb;--card:#f6f7f9;--hi:#1f5fd0;--warn:#a34a00}
-@media(prefers-color-scheme:dark){:root{--bg:#15181d;--fg:#e4e7ec;--soft:#9aa3b0;--line:#2d333c;
---card:#1c2027;--hi:#7fb0ff;--warn:#f0a860}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,"Segoe UI",sans-serif}
-main{max-width:1080px;margin:0 auto;padding:32px 24px 64px}
-h1{font-size:26px;margin:0 0 4px}
-h2{font-size:18px;margin:40px 0 10px;padding-bottom:4px;border-bottom:1px solid var(--line)}
-h3{font-size:15px;margin:24px 0 6px}
-p.note,figcaption,.lead{color:var(--soft)}p.note{font-size:13px;margin:6px 0}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:5px 18px 5px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line);
-overflow-wrap:anywhere}
-th{font-weight:600;color:var(--soft);font-size:13px;white-space:nowrap}
-td.n{text-align:right;white-space:nowrap}th.n{text-align:right}
-code,pre{font:13px/1.5 ui-monospace,Menlo,Consolas,monospace}
-pre{background:var(--card);padding:12px 14px;border-radius:6px;white-space:pre-wrap;
-overflow-wrap:anywhere;margin:8px 0}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(165px,1fr));gap:10px;
-margin:20px 0}
-.card{background:var(--card);border-radius:6px;padding:9px 13px;overflow-wrap:anywhere}
-.card b{display:block;font-size:12px;font-weight:500;color:var(--soft)}
-.warn{color:var(--warn)}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(440px,100%),1fr));gap:14px}
-figure{margin:0}figure img{max-width:100%;height:auto}.grid img{width:100%}
-.bar{display:flex;height:18px;border-radius:4px;overflow:hidden;margin:8px 0 12px}
-.dot{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:8px}
-summary{cursor:pointer;color:var(--hi);margin:10px 0}
-"""
-
-
-class Cell(NamedTuple):
-    """Text of a table cell; `exact` is shown on hover, `color` as a dot before the text."""
-
-    text: str
-    strong: bool = False
-    exact: str = ""
-    number: bool = False
-    color: str = ""
-
-
-class Table(NamedTuple):
-    """The one form in which both pages get their content."""
-
-    head: tuple[str, ...]
-    rows: list[list[Cell]]
-
-
-# ------------------------------------------------------------------------------------------- text
-
-
-def escape(value: Any) -> str:
-    """Text for HTML, quotes included."""
-    return html.escape(str(value), quote=True)
-
-
-def markdown(value: Any) -> str:
-    """Text for a Markdown table: one line, no markup of its own."""
-    text = " ".join(str(value).split())
-    for char in "\\`*_[]|":
-        text = text.replace(char, "\\" + char)
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def number(value: Any) -> str:
-    """Four decimals in the usual range, four digits elsewhere."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, int) or not math.isfinite(value):
-        return f"{value:,}" if isinstance(value, int) else str(value)
-    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
-
-
-def numeric(value: Any, strong: bool = False) -> Cell:
-    """A number with all its digits on hover."""
-    return Cell(number(value), strong, repr(value), True)
-
-
-def html_table(table: Table) -> str:
-    """A table whose columns of numbers are right-aligned."""
-    right = [
-        bool(table.rows) and all(row[i].number or not row[i].text for row in table.rows)
-        for i in range(len(table.head))
-    ]
-    head = "".join(
-        f"<th{' class=n' if r else ''}>{escape(h)}</th>"
-        for h, r in zip(table.head, right, strict=True)
-    )
-    lines = []
-    for row in table.rows:
-        cells = []
-        for cell, r in zip(row, right, strict=True):
-            title = f' title="{escape(cell.exact)}"' if cell.exact else ""
-            text = f"<b>{escape(cell.text)}</b>" if cell.strong else escape(cell.text)
-            if cell.color:
-                text = f'<span class=dot style="background:{cell.color}"></span>{text}'
-            cells.append(f"<td{' class=n' if r else ''}{title}>{text}</td>")
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    body = "\n".join(lines)
-    return (
-        f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n"
-        "</tbody></table></div>\n"
-    )
-
-
-def markdown_table(table: Table) -> str:
-    rows = [[markdown(h) for h in table.head], ["---"] * len(table.head)]
-    for row in table.rows:
-        rows.append(
-            [f"**{markdown(c.text)}**" if c.strong and c.text else markdown(c.text) for c in row]
-        )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
-
-
-def picture(title: str, data: bytes, caption: str = "") -> str:
-    """A figure element with the picture inside.
-
-    Raises:
-        ValueError: neither PNG nor GIF.
-    """
-    kind = next((kind for magic, kind in PICTURES.items() if data.startswith(magic)), None)
-    if kind is None:
-        raise ValueError(f"figure {title!r} is neither PNG nor GIF (starts with {data[:8]!r})")
-    text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    source = base64.b64encode(data).decode()
-    return f'<figure><img alt="{escape(title)}" src="data:{kind};base64,{source}">{text}</figure>\n'
-
-
-def page(title: str, body: str) -> str:
-    """A whole document that may load nothing but its own pictures."""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
-        '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
-        f"<body><main>\n{body}</main></body></html>\n"
-    )
 
 
 # ----------------------------------------------------------------------------------------- one run
@@ -508,16 +372,6 @@ def overview_table(groups: Sequence[Group]) -> Table:
 
 def _interval(low: float, high: float) -> str:
     return "one seed" if math.isnan(low) else f"[{number(low)}, {number(high)}]"
-
-
-def text_table(table: Table) -> str:
-    """Aligned columns for a terminal."""
-    rows = [list(table.head), *([c.text for c in row] for row in table.rows)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(table.head))]
-    return "\n".join(
-        "  " + "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
 
 
 NOTE = (

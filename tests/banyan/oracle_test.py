@@ -74,7 +74,7 @@ def plan_and_win(params: EnvParams) -> np.ndarray:
 
 def run_cli(*argv: str) -> list[str]:
     """The tool as users start it, without the type checks that slow the planner down in tests."""
-    command = [sys.executable, "-m", "banyan.oracle", *argv]
+    command = [sys.executable, "-m", "banyan.oracle_check", *argv]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()

@@ -44,7 +44,6 @@ MAY_TOUCH_FILES = {
     "banyan/layouts.py": "Boxoban level files, named by the config, are read to make tasks",
     "attention/lm/loading.py": "reads the folder of weights that its caller names",
     "banyan/gif.py": "writes a picture where its caller says, as any plotting library does",
-    "banyan/oracle_check.py": "the body of `python -m banyan.oracle`",
 }
 
 

@@ -209,24 +209,9 @@ def split_names(step: int, index: int, phase_steps: int) -> list[str]:
     return names
 
 
-def success_matrix(records: Any, phase_steps: int, num_dists: int) -> tuple[np.ndarray, np.ndarray]:
-    """S [num_seeds, t, i] after the phases that are done, and the untrained row [num_seeds, i]."""
-    rows: dict[int, np.ndarray] = {}
-    for record in records:
-        done, rest = divmod(record["step"], phase_steps)
-        moment = f"after{done}" if done else "untrained"
-        names = [f"{moment}/d{i + 1}/success" for i in range(num_dists)]
-        if not rest and all(name in record for name in names):
-            rows[done] = np.stack([np.atleast_1d(record[name]) for name in names], axis=-1)
-    seeds = next(iter(rows.values())).shape[0] if rows else 1
-    empty = np.full((seeds, num_dists), np.nan)
-    matrix = np.stack([rows.get(t, empty) for t in range(1, num_dists + 1)], axis=1)
-    return matrix, rows.get(0, empty)
-
-
 def summarize(records: Any, phase_steps: int, num_dists: int) -> dict[str, np.ndarray]:
     """gap/<i>, jump_start/<i>, backward/<t>/<i> and forgetting/<i> of the phases that are done."""
-    matrix, untrained = success_matrix(records, phase_steps, num_dists)
+    matrix, untrained = measures.success_matrix(records, phase_steps, num_dists)
     gaps = measures.transfer_gap(matrix)
     jumps = measures.jump_start(matrix, untrained)
     backward = measures.backward_transfer(matrix)

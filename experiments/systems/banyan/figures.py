@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from banyan import gif, render, tasks
+from banyan import gif, metrics, render, tasks
 from banyan.agents import ppo
 from banyan.agents.networks import ActorCritic
 from banyan.types import State
@@ -139,8 +139,6 @@ def make_figures(
     config: ConfigDict, net: ActorCritic, made: tasks.Tasks
 ) -> Callable[[Records, Mapping[str, Any]], dict[str, bytes]]:
     """Figures of the report, see the module."""
-    from experiments.systems.banyan.banyan import success_matrix
-
     groups = settings.groups(config)
     depths, phase_steps = groups["env"].all_depths, groups["train"].phase_steps
     num_dists = len(made.dists)
@@ -150,7 +148,7 @@ def make_figures(
         tests = [r for r in records if r["split"] == "test"]
         out = {"Success across the shift": success_curve(records, num_dists, phase_steps)}
         out["S[t, i]: success on d_i after each phase"] = heat_map(
-            *success_matrix(tests, phase_steps, num_dists)
+            *metrics.success_matrix(tests, phase_steps, num_dists)
         )
         out["Success by depth"] = depth_bars(tests, num_dists, depths)
         now = min((int(state["step"]) - 1) // phase_steps, num_dists - 1) if state["step"] else 0
