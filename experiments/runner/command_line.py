@@ -4,6 +4,7 @@
 import difflib
 import functools
 import sys
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -15,7 +16,7 @@ from experiments.runner.errors import UserError
 class NamedConfigParser(flags.ArgumentParser):
     """Loads a config by the bare name of its system, or by the path of a file."""
 
-    def __init__(self, files: flags.ArgumentParser) -> None:
+    def __init__(self, files: Any) -> None:
         self.files = files
 
     def parse(self, argument: str) -> ConfigDict:
