@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One door to every system of the stack.
+"""Trains, resumes, evaluates, checks and asks every system of the stack.
 
 train (or resume: the same command again)
     python experiments/run.py --config=banyan:tiny
@@ -18,12 +18,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# The rooms of this checkout come before anything of the same name that is installed.
+# Packages of this checkout come before anything of the same name that is installed.
 sys.path[0:0] = [str(ROOT)]
 
 from absl import app, flags, logging  # noqa: E402
 
-from experiments.runner import command_line  # noqa: E402
+from experiments.runner import command_line, shadowing  # noqa: E402
 from experiments.runner.errors import UserError  # noqa: E402
 
 
@@ -99,6 +99,7 @@ def dispatch(values: flags.FlagValues, words: list[str]) -> int:
     """Exit code: 0 fine, 1 a metric differs (check), 2 misuse."""
     logging.set_verbosity(logging.ERROR)  # orbax and JAX remark on things users cannot change
     try:
+        shadowing.refuse_foreign_packages(ROOT)
         command_line.check_flags(values, words)
         if values.mode == "report":
             from experiments.runner import report

@@ -268,5 +268,25 @@ def test_three_in_processes_of_their_own(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_package_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    """Somebody else's `graph`, imported before the command runs: one line, nothing trained."""
+    foreign = tmp_path / "graph"
+    foreign.mkdir()
+    (foreign / "__init__.py").write_text("")
+    code = f"""
+import runpy, sys
+sys.path.insert(0, {str(tmp_path)!r})
+import graph
+sys.argv = ["run.py", "--config=banyan:tiny"]
+runpy.run_path("experiments/run.py", run_name="__main__")
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 2
+    (line,) = process.stderr.splitlines()
+    assert "'graph'" in line and f"shadowed by {foreign}" in line and "uninstall" in line
+
+
 def test_require_gpu_is_about_the_backend() -> None:
     assert jax.default_backend() == "cpu"  # else the case in test_misuse would train

@@ -143,7 +143,9 @@ def test_no_system_imports_one_of_another_library() -> None:
 
 def test_commands_validate_before_jax() -> None:
     """run.py reaches JAX only after flags and config are sound."""
-    runner = [f"runner/{name}" for name in ("command_line", "settings", "names", "errors")]
+    runner = [
+        f"runner/{name}" for name in ("command_line", "settings", "names", "errors", "shadowing")
+    ]
     for name in ("run", *runner):
         tree = ast.parse((ROOT / "experiments" / f"{name}.py").read_text())
         top = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
