@@ -53,9 +53,15 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         return None
     if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "0":
         return None  # it is the one
-    words = [sys.executable, "-m", "pytest", "-n0", "--rootdir", str(ROOT), pyfuncitem.nodeid]
+    alone = ["-n0", "-m", "", "--rootdir", str(ROOT), pyfuncitem.nodeid]  # of whatever tier
+    words = [sys.executable, "-m", "pytest", *alone]
     run = subprocess.run(
-        words, cwd=ROOT, env=compiling.as_users(), capture_output=True, text=True, check=False
+        words,
+        cwd=ROOT,
+        env=compiling.as_users(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if run.returncode:
         pytest.fail(run.stdout + run.stderr, pytrace=False)

@@ -70,6 +70,7 @@ def test_survivors_have_the_bits_of_dense_decoding(dtype: Any) -> None:
     np.testing.assert_array_equal(statistics.survivors, (dense > 0).sum(-1).reshape(2, 2, 4))
 
 
+@pytest.mark.deep
 @pytest.mark.users_compiler
 def test_overflow_is_dense() -> None:
     """More candidates than the budget: the exact answer, and it is said."""

@@ -15,6 +15,7 @@ from attention import masks
 from attention.kernels import Spec, pallas_tpu, pallas_tpu_tiles, reference, xla
 from attention.tda import normalise, tda_attention, threshold
 from tests.attention.oracle import Case
+from tests.tiers import deep_unless
 
 CASES = [
     Case("square", D=32, Dv=32),
@@ -66,7 +67,11 @@ def assert_close(found: Any, wanted: Any, bar: float = 2e-6) -> None:
         assert error <= bar, f"{name}: {error:.1e}"
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    deep_unless(lambda case: case.name in ("gqa", "packed", "late"), CASES),
+    ids=lambda case: case.name,
+)
 def test_parity(case: Case) -> None:
     """Forward and all gradients within 2e-6 of the largest entry, on maps that are not empty."""
     x = oracle.problem(case)

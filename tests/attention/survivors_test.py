@@ -66,6 +66,7 @@ def test_chance_survivors(n: int) -> None:
     assert abs(both.mean() - twice) <= 4 * np.sqrt(twice / both.size)
 
 
+@pytest.mark.deep
 def test_beta_one_is_mute_at_any_length() -> None:
     """At beta = 1, 2e5 rows: as the formula says, falling with n, <= 1 / n in both views."""
     means = []
@@ -122,6 +123,7 @@ def test_live_tiles_need_visible_entries() -> None:
     np.testing.assert_allclose(survivors.live_tile_share(a, mask, 3, 5), [[1 / 5]])
 
 
+@pytest.mark.deep
 def test_dead_heads_and_summary() -> None:
     maps = np.concatenate([MAP, 0 * MAP, MAP], axis=1)
     np.testing.assert_array_equal(survivors.dead_heads(maps, MASK), [False, True, False])

@@ -122,6 +122,7 @@ def test_counting_against_a_loop() -> None:
     np.testing.assert_allclose(got["loss/bigram"], np.mean(bi), rtol=1e-9)
 
 
+@pytest.mark.deep
 def test_head_statistics_of_a_batch() -> None:
     """Means over rows of what survivors says of the whole batch; a mute head is dead."""
     cfg = preset("tiny", vocab_size=11, layers=2, width=16, heads=2, kv_heads=2, head_dim=8,

@@ -145,6 +145,7 @@ def test_vmap_scan_and_jit_are_the_plain_loop(sample: Sample) -> None:
             same(state, jax.tree.map(lambda x, t=t, n=n: x[t + 1, n], sample.episodes.states))
 
 
+@pytest.mark.deep
 def test_eight_devices_give_what_one_gives() -> None:
     params = tasks().params
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
@@ -334,6 +335,7 @@ def test_dead_ends_cannot_be_mended(transform_density: float) -> None:
         assert rate <= 0.10
 
 
+@pytest.mark.deep
 def test_random_play_scores_as_in_the_paper() -> None:
     params = tasks(topologies=(64,), layouts=(64,)).params  # default rules, boards and horizon
     per_depth, horizon = 640, int(params.max_steps)
@@ -352,6 +354,7 @@ def test_random_play_scores_as_in_the_paper() -> None:
     assert (np.diff(success) <= noise).all()
 
 
+@pytest.mark.deep
 def test_numpy_tables_work_without_jit() -> None:
     params = tasks().params
     keys = jax.random.split(jax.random.key(2), 3)

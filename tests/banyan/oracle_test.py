@@ -80,6 +80,7 @@ def run_cli(*argv: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.deep
 def test_every_generated_task_is_won() -> None:
     lines = run_cli("--trees=1000", "--depths=1-6", "--seed=11")
     for depth, line in enumerate(lines[1:7], start=1):
@@ -87,6 +88,7 @@ def test_every_generated_task_is_won() -> None:
     assert lines[-1] == "won 6000 of 6000 (skipped 0: no task excluded)"
 
 
+@pytest.mark.deep
 @pytest.mark.data
 def test_every_boxoban_level_is_won(data_root: Path) -> None:
     files = data_root / "boxoban"
@@ -98,6 +100,7 @@ def test_every_boxoban_level_is_won(data_root: Path) -> None:
     assert lines[-1].startswith(f"won {6 * num} of {6 * num} (skipped 0")
 
 
+@pytest.mark.deep
 def test_balanced_tasks_are_won() -> None:
     rng = worlds.generator(11)
     rules = make_rules(rng)

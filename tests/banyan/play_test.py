@@ -132,6 +132,7 @@ def read_until(descriptor: int, words: str, seconds: float = 120.0) -> str:
     return seen
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("leave", ["q", "\x03"])
 def test_real_terminal(leave: str) -> None:
     ours, theirs = pty.openpty()

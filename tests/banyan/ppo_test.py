@@ -14,6 +14,7 @@ from banyan.agents.config import ModelConfig, PPOConfig
 from banyan.agents.networks import NO_ACTION, ActorCritic
 from banyan.task_config import TaskConfig
 from banyan.types import Obs
+from tests.tiers import deep
 
 MODEL: dict[str, Any] = {
     "encoder": "mlp",
@@ -192,7 +193,7 @@ def test_minibatches_are_a_partition_within_groups() -> None:
     assert len(seen) == 3
 
 
-@pytest.mark.parametrize("steps", [7, 4])
+@pytest.mark.parametrize("steps", [7, deep(4)])
 def test_final_values_are_those_of_the_last_views(tables: Any, steps: int) -> None:
     """The few observations evaluated give what evaluating every final_obs gives."""
     net = network()
@@ -229,6 +230,7 @@ def test_worker_carries_last_step(tables: Any) -> None:
     assert bool(sample.start[0].all())
 
 
+@pytest.mark.deep
 def test_evaluation_is_one_episode_per_env(tables: Any) -> None:
     """Success rates equal those of stepping each environment alone until it ends."""
     net = network(memory="none")
@@ -263,6 +265,7 @@ def test_evaluation_is_one_episode_per_env(tables: Any) -> None:
     np.testing.assert_allclose(got["success"], success.mean(1), atol=1e-6)
 
 
+@pytest.mark.deep
 def test_nothing_recompiles_when_tasks_change(tables: Any) -> None:
     """Distribution, horizon and rewards are data: swapping them never traces again."""
     net, config = network(), PPOConfig(**PPO)
@@ -286,6 +289,7 @@ def test_nothing_recompiles_when_tasks_change(tables: Any) -> None:
     assert all(np.isfinite(v) for v in metrics.values())
 
 
+@pytest.mark.deep
 def test_conditions_train_side_by_side(tables: Any) -> None:
     """Several distributions and horizons under one vmap equal the same updates one by one."""
     net, config = network(), PPOConfig(**PPO)

@@ -12,6 +12,7 @@ from banyan.reference import World
 from banyan.trees import Node, pack
 from banyan.types import DROP, PICKUP, RIGHT, EnvParams
 from tests.banyan.worlds import Episodes, draw_pairs, generator, mixed_actions, play, tasks
+from tests.tiers import deep
 
 STEPS, HORIZON, PER_DEPTH = 84, 80, 175
 
@@ -35,7 +36,7 @@ def replay(world: World, episodes: Episodes, n: int, tree: int, layout: int) -> 
     np.testing.assert_array_equal(np.array(results, float), np.stack(ours, 1), f"episode {n}")
 
 
-@pytest.mark.parametrize("rules", ["global", "per_task"])
+@pytest.mark.parametrize("rules", [deep("global"), "per_task"])
 def test_environment_agrees_with_the_reference(rules: str) -> None:
     params = tasks(rules=rules, max_steps=HORIZON).params
     rng = generator(1)

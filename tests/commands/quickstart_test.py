@@ -48,6 +48,7 @@ def test_outputs_are_stripped() -> None:
     assert len(installs) == 1 and "pip install" in installs[0].source
 
 
+@pytest.mark.deep
 def test_every_cell_runs(kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nbclient import NotebookClient
 

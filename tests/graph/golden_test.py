@@ -54,6 +54,7 @@ def test_mrr(
     assert (found["mrr"], found["hits@10"]) == (mrr, hits10)
 
 
+@pytest.mark.deep
 def test_katz_of_hard_negatives_is_11_19_in_exact_arithmetic(data_root: Path) -> None:
     """A dense inverse gives more (11.27, 11.31, by the machine): 22% of the pairs have a Katz score
     below 1e-17, where the inverse holds rounding errors, and those rank. Walks counted in whole

@@ -21,6 +21,7 @@ from graph.config import OptimConfig, PencilConfig
 from graph.pencil import Pencil
 from graph.sample import LinkBatch
 from tests.graph import graphs
+from tests.tiers import deep
 
 SMALL = dict(slots=12, width=16, heads=2, mlp_width=24, layers=2, scan=False)
 ADJ = graphs.random_graph(11, 0.3, 0)
@@ -246,7 +247,7 @@ def test_initial_values() -> None:
     assert np.all(layer["attn_norm"]["scale"] == 1) and not np.any(layer["attn_norm"]["bias"])
 
 
-@pytest.mark.parametrize("scheme", ["adjacency_row", "edge_list", "full"])
+@pytest.mark.parametrize("scheme", [deep("adjacency_row"), deep("edge_list"), "full"])
 def test_buckets_do_not_matter(scheme: str) -> None:
     """The same subgraphs in every bucket, and rubbish in empty slots: the same logits."""
     sizes = dict(slots=544, width=8, layers=1, mlp_width=8, edge_tokens=40)
@@ -325,6 +326,7 @@ def test_permute_slots_keeps_graph_and_roots() -> None:
     assert scipy.special.chdtrc(n - 3, chi2) > 1e-3
 
 
+@pytest.mark.deep
 def test_mean_score() -> None:
     cfg = config()
     batch = some(hops=2)
@@ -336,7 +338,7 @@ def test_mean_score() -> None:
     assert np.ptp(each, axis=0).max() > 1e-3
 
 
-@pytest.mark.parametrize("scheme", ["adjacency_row", "full"])
+@pytest.mark.parametrize("scheme", ["adjacency_row", deep("full")])
 def test_symmetric(scheme: str) -> None:
     """score(s, t) = score(t, s) exactly where asked for, and the mean of both orders."""
     batch, turned = some(), graphs.links(ADJ, [(t, s) for s, t in PAIRS], slots=12)
@@ -353,6 +355,7 @@ def test_symmetric(scheme: str) -> None:
     np.testing.assert_allclose(a, (there + here) / 2, atol=1e-5)
 
 
+@pytest.mark.deep
 def test_fusion() -> None:
     """Late features act after the last layer alone; early ones reach the endpoints from others."""
     batch = some(hops=2)
@@ -379,6 +382,7 @@ def test_fusion() -> None:
     assert pencil.gather(table, jnp.array([[-1, 3]])).tolist() == [[[0.0] * 5, table[3].tolist()]]
 
 
+@pytest.mark.deep
 def test_controls() -> None:
     """Without rows and propagation only the number of tokens is seen; each alone sees edges."""
     batch = some()
@@ -391,7 +395,7 @@ def test_controls() -> None:
         assert ("propagate" in variables["params"]["layer_0"]) is propagation
 
 
-@pytest.mark.parametrize("kind", ["softmax", "tda"])
+@pytest.mark.parametrize("kind", ["softmax", deep("tda")])
 def test_attention_kinds(kind: str) -> None:
     """The dense form that may drop weights is the same attention; every parameter is learned."""
     cfg = config(attention=kind, layers=1, dropout=0.0, attention_dropout=1e-9)
@@ -443,6 +447,7 @@ def test_scan_remat_and_dtype() -> None:
     assert low.dtype == np.float32 and 0 < np.abs(low - want).max() < 0.1 * max(np.ptp(want), 1)
 
 
+@pytest.mark.deep
 def test_training_resumes_and_leaves_the_projection(tmp_path: Path) -> None:
     """Ten updates with dropout and decay move every trained value and no bit of P; saved, restored
     and ten more are bit for bit the twenty in one go."""

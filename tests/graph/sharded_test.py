@@ -9,6 +9,7 @@ from jax.sharding import AxisType, Mesh
 from graph import csr, sample
 from graph.sampling import device, sharded
 from graph.sampling.config import SampleConfig
+from tests.tiers import deep
 
 
 def mesh_of(shape: tuple[int, ...], *names: str) -> Mesh:
@@ -34,10 +35,10 @@ def links_of(graph: csr.CSR, count: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("shape", "names", "config", "slack", "slots"),
     [
-        ((8,), ("graph",), SampleConfig(2, 3, cap=9), 2.0, "random"),
-        ((8,), ("graph",), SampleConfig(2, 3), 0.25, "sorted"),
+        deep((8,), ("graph",), SampleConfig(2, 3, cap=9), 2.0, "random"),
+        deep((8,), ("graph",), SampleConfig(2, 3), 0.25, "sorted"),
         ((2, 4), ("data", "graph"), SampleConfig(2, 3, cap=9), 1.0, "random"),
-        ((4, 2), ("graph", "data"), SampleConfig(1, 5, reference_order=True), 8.0, "random"),
+        deep((4, 2), ("graph", "data"), SampleConfig(1, 5, reference_order=True), 8.0, "random"),
     ],
     ids=str,
 )

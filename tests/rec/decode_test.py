@@ -16,6 +16,7 @@ from rec.decode import items as policies
 from rec.models.tiger import Tiger, level_offsets
 from rec.sid import trie as tries
 from tests.rec.tiger_test import SIZES, SMALL, histories
+from tests.tiers import deep, deep_unless
 
 ROWS = 3
 
@@ -81,7 +82,7 @@ def run(sids: np.ndarray, beams: int, rows: int = ROWS, **options: Any) -> beam.
 
 @pytest.mark.parametrize(
     ("normaliser", "seed", "count"),
-    [("full", 0, 40), ("digit", 2, 17), ("children", 0, 40), ("children", 1, 1)],
+    [deep("full", 0, 40), ("digit", 2, 17), ("children", 0, 40), ("children", 1, 1)],
 )
 def test_wide_beams_are_the_brute_force_order(normaliser: str, seed: int, count: int) -> None:
     """As many beams as items: all items, in the order of their probabilities, under each rule;
@@ -103,7 +104,7 @@ def test_wide_beams_are_the_brute_force_order(normaliser: str, seed: int, count:
         assert (total <= 1 + 1e-9).all()
 
 
-@pytest.mark.parametrize("normaliser", beam.NORMALISERS)
+@pytest.mark.parametrize("normaliser", deep_unless(lambda n: n != "full", beam.NORMALISERS))
 def test_exact_scores_are_the_brute_force(normaliser: str) -> None:
     sids = catalogue(3, 70)  # more than a chunk
     model, params = made()
@@ -154,6 +155,7 @@ def test_free_beams_are_looked_up() -> None:
         assert found.leaves[row].tolist() == [leaf.get(sid, -1) for sid in listed]
 
 
+@pytest.mark.deep
 def test_results_do_not_depend_on_the_batch() -> None:
     sids = catalogue(6, 40)
     model, params = made()

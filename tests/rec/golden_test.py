@@ -14,9 +14,10 @@ from rec.data import FILES, amazon2014, amazon2018, cards, letter, reading
 from rec.data.events import Policy
 from rec.data.sequences import Corpus, Split, kcore, leave_one_out, newest, take
 from rec.data.sid_files import read_sids
+from tests.tiers import deep
 
 pytestmark = pytest.mark.data
-BOTH = pytest.mark.parametrize("name", ["beauty", "sports"])
+BOTH = pytest.mark.parametrize("name", ["beauty", deep("sports")])
 
 
 @cache
@@ -165,6 +166,7 @@ GOLDEN = {
 WITHIN = {"content": 0.003}  # the SVD is randomised; everything else is counted
 
 
+@pytest.mark.deep
 @BOTH
 def test_baselines(name: str, data_root: Path) -> None:
     found = evaluated(name, data_root).metrics

@@ -20,7 +20,7 @@ from rec.sid import conflict, report, table, tokenizer, trie
 from rec.sid.config import SIDConfig
 from tests import ROOT, compiling
 
-pytestmark = pytest.mark.data
+pytestmark = [pytest.mark.data, pytest.mark.deep]
 
 ITEMS = 12101
 # Distortions per level of scikit-learn's full KMeans (k-means++, one start, up to 100 iterations,

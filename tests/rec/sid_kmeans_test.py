@@ -11,6 +11,7 @@ import pytest
 
 from rec.sid import fixed, kmeans, opq, report, residual, rvq, tokenizer
 from rec.sid.config import METHODS, SIDConfig
+from tests.tiers import deep_unless
 
 SMALL = dict(levels=3, codes=8, steps=30, batch=64, init_rows=128, lloyd=3)
 RQVAE = dict(hidden=(16,), latent=4)
@@ -76,7 +77,7 @@ def test_blocks_of_rows_are_assigned_as_all_at_once(monkeypatch: pytest.MonkeyPa
     np.testing.assert_array_equal(np.asarray(kmeans.nearest(x, x[:8])), whole)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", deep_unless(lambda method: method == "rkmeans", METHODS))
 def test_one_interface(method: str) -> None:
     """Shapes, ranges, order and number of rows, JSON-like states, repeatable fits."""
     cfg, params = fitted(method)

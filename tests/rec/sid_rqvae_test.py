@@ -96,6 +96,7 @@ def test_dense_gradients_reach_every_code_and_leave_the_value_alone() -> None:
     np.testing.assert_array_equal(out.codes, rqvae.encode(params, rows(), cfg))
 
 
+@pytest.mark.deep
 def test_the_rotation_takes_the_latent_exactly_to_the_code() -> None:
     source, target = jax.random.normal(jax.random.key(0), (2, 20, 5))
     np.testing.assert_array_equal(rqvae.rotate(source, target), target)
@@ -213,6 +214,7 @@ def quality(**words: Any) -> dict[str, float]:
     return report.report(codes, (32,) * 3, embeddings(), partial)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("cause", BROKEN)
 def test_each_mistake_alone_collapses_and_raises_the_alarm(cause: str) -> None:
     figures = quality(**BROKEN[cause])
@@ -220,6 +222,7 @@ def test_each_mistake_alone_collapses_and_raises_the_alarm(cause: str) -> None:
     assert "collapsed (level" in report.reason(figures, (32,) * 3)
 
 
+@pytest.mark.deep
 @pytest.mark.users_compiler
 def test_the_repaired_recipe_uses_its_codes() -> None:
     figures = quality()

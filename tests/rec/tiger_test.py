@@ -14,6 +14,7 @@ from experiments.benches import rec
 from rec.models import tiger
 from rec.models.config import TigerConfig
 from rec.models.tiger import Tiger
+from tests.tiers import deep
 
 PAPER = dataclasses.replace(rec.CONFIG, dropout=0.1, softmax="digit", scan=True)
 SMALL = dataclasses.replace(
@@ -73,7 +74,7 @@ LAYOUTS = pytest.mark.parametrize("layout", ["encoder_decoder", "decoder_only"])
 
 @pytest.mark.parametrize(
     ("layout", "scan"),
-    [("encoder_decoder", True), ("decoder_only", True), ("decoder_only", False)],
+    [("encoder_decoder", True), deep("decoder_only", True), ("decoder_only", False)],
 )
 def test_cached_equals_teacher_forced(layout: str, scan: bool) -> None:
     """Digit by digit through the cache = all digits at once; beams of a row share its memory."""
@@ -195,6 +196,7 @@ def test_bad_sizes_are_named(changes: dict[str, Any]) -> None:
         dataclasses.replace(SMALL, **changes)
 
 
+@pytest.mark.deep
 def test_every_kind_of_attention_reads_and_writes() -> None:
     model, params = small(attention="tda", position="rope", layers=1)
     history, mask, users = histories(2)

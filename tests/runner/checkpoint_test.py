@@ -166,6 +166,7 @@ def damages(path: Path) -> Iterator[bytes]:
         yield data[:place] + bytes([data[place] ^ 0x15]) + data[place + 1 :]
 
 
+@pytest.mark.deep
 def test_damage_is_never_silent(run: Path, tmp_path: Path) -> None:
     """Every file of a checkpoint, torn or with a flipped byte: an error that names the folder, or
     the very same content. In a process of its own: TensorStore reports some errors a second time,

@@ -29,6 +29,7 @@ from experiments.runner.errors import UserError
 from experiments.runner.hosts import to_host
 from experiments.runner.writer import Writer, read_metrics
 from tests import ROOT, toy
+from tests.tiers import deep
 
 TIMING = ("wall_s", "compile_s", "steps_per_s", "time_s")
 
@@ -208,8 +209,8 @@ def test_equals_a_bare_optax_loop(whole: Path) -> None:
     ("mode", "scores", "best"),
     [
         ("max", (9.0, 1.0, 3.0, 3.0, 2.0), 15),  # step 0 is not a trained checkpoint; ties: later
-        ("min", (0.0, 4.0, 1.0, 1.0, 2.0), 15),
-        ("max", (0.0, 5.0, 1.0, 2.0, 3.0), 5),  # long past the last two
+        deep("min", (0.0, 4.0, 1.0, 1.0, 2.0), 15),
+        deep("max", (0.0, 5.0, 1.0, 2.0, 3.0), 5),  # long past the last two
         ("max", (0.0, math.nan, 1.0, math.nan, math.nan), 10),
     ],
 )
@@ -428,7 +429,7 @@ def test_the_log_is_on_disk_before_the_checkpoint(
     assert saved == [0, 4, 8, 10]
 
 
-@pytest.mark.parametrize("steps", [3, 17])
+@pytest.mark.parametrize("steps", [deep(3), 17])
 def test_profile(steps: int, tmp_path: Path) -> None:
     """A trace is written, also of a run that ends before step 15."""
     config = toy.tiny(train__steps=steps, toy__milestones=())
@@ -446,6 +447,7 @@ def on(count: int, shape: tuple[int, int]) -> Any:
     return lambda _: Mesh(grid, sharding.AXES, axis_types=axes)
 
 
+@pytest.mark.deep
 def test_saved_on_4_devices_restored_on_1_and_on_2x2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -489,6 +491,7 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+@pytest.mark.deep
 def test_two_processes_equal_one(whole: Path, tmp_path: Path) -> None:
     """Losses agree, only process 0 writes, both save, one process checks and resumes."""
     workdir, port = tmp_path / "run", free_port()

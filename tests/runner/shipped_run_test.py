@@ -35,6 +35,7 @@ def _leaves(tree: object) -> list:
     return [x for v in tree.values() for x in _leaves(v)] if isinstance(tree, dict) else [tree]
 
 
+@pytest.mark.deep
 @pytest.mark.users_compiler  # it runs for longer than it compiles
 def test_every_claimed_number_holds() -> None:
     """The check a reviewer runs, here on 8 devices."""

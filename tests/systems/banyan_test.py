@@ -66,6 +66,7 @@ def test_start_is_measured_before_any_update(state: Any) -> None:
     np.testing.assert_allclose(found["d1/end/success"], np.mean(per_depth, axis=0))
 
 
+@pytest.mark.deep
 def test_pictures_and_watch(state: Any, tmp_path: Path) -> None:
     asm = assemble(tiny("banyan", mesh=(8, 1)))
     experiment = asm.experiment

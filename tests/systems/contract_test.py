@@ -20,6 +20,7 @@ from experiments.runner import checkpoint, loop, names, settings, sharding
 from experiments.runner.assemble import Assembly, assemble, initial_state
 from experiments.runner.hosts import to_host
 from tests import ROOT
+from tests.tiers import deep_unless
 from tests.tiny_systems import CONFIGS, run_compiled, tiny
 
 
@@ -83,7 +84,36 @@ def test_hash_ignores_what_does_not_change_a_step() -> None:
     assert settings.config_hash(other) != settings.config_hash(config)
 
 
+@cache
+def assembled(system: str) -> Assembly:
+    """`:tiny` of a system, put together once for the tests that compile nothing."""
+    return assemble(tiny(system))
+
+
 @pytest.mark.parametrize("system", CONFIGS)
+def test_shapes_of_state_and_metrics(system: str) -> None:
+    """A step gives back a state of the same shapes and types, and flat float32 metrics; by
+    tracing alone."""
+    experiment = assembled(system).experiment
+    state = jax.eval_shape(experiment.init, jax.random.key(0))
+    assert {"step", "params", "key"} <= set(state)
+    assert state["step"].dtype == np.int32 and state["step"].shape == ()
+    if experiment.step is None or experiment.batch is None:
+        return
+    after, metrics = jax.eval_shape(experiment.step, state, dict(experiment.batch(0)))
+    signature = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+    assert signature(after) == signature(state)
+    num_seeds = tiny(system).num_seeds
+    assert any(name.endswith("loss") for name in metrics)
+    for name, value in metrics.items():
+        assert value.dtype == np.float32 and value.shape in ((), (num_seeds,)), name
+
+
+# One whole battery a library with every run of the tests; the others' are deep.
+BATTERY = deep_unless(lambda system: system in ("banyan", "lm", "pencil", "sasrec"), CONFIGS)
+
+
+@pytest.mark.parametrize("system", BATTERY)
 def test_tiny_honours_the_contract(system: str, tmp_path: Path) -> None:
     """init, steps without a retrace, finite; evaluate twice equal; saved, restored, resumed."""
     changes = {"train__steps": 8, "train__phase_steps": 4} if system == "banyan" else {}
@@ -157,7 +187,7 @@ def go_on(asm: Assembly, step: Any, state: Any, start: int, stop: int) -> tuple[
 
 @pytest.mark.parametrize("system", CONFIGS)
 def test_batch_is_a_pure_function_of_the_step(system: str) -> None:
-    batch = assemble(tiny(system)).experiment.batch
+    batch = assembled(system).experiment.batch
     again = assemble(tiny(system)).experiment.batch
     if batch is None or again is None:
         pytest.skip(f"{system} only evaluates")
@@ -166,6 +196,7 @@ def test_batch_is_a_pure_function_of_the_step(system: str) -> None:
             np.testing.assert_array_equal(leaf, again(step)[key])
 
 
+@pytest.mark.deep
 def test_meshes_agree_and_shard_for_real() -> None:
     """1 device = 4 = data 2 x model 2, with an all-reduce and no gathered environments."""
     losses = {}

@@ -18,6 +18,7 @@ from experiments.systems.graph.links import batches as link_batches
 from experiments.systems.graph.links import wiring as links
 from graph import csr, metrics
 from tests.systems.contract_test import on_devices
+from tests.tiers import deep
 from tests.tiny_systems import run_steps, tiny
 
 
@@ -69,7 +70,7 @@ def test_held_out_links_are_avoided_on_request() -> None:
     assert not drawn & held and usual & held
 
 
-@pytest.mark.parametrize("change", ["device", "groups", "microbatches", "mesh"])
+@pytest.mark.parametrize("change", [deep("device"), "groups", deep("microbatches"), deep("mesh")])
 def test_how_a_batch_is_computed_changes_nothing(change: str) -> None:
     """Subgraphs on the device or on the host, grouped by size, in parts, on four devices."""
     plain = assembled()
@@ -176,6 +177,7 @@ def test_whole_graph_models_do_not_see_the_link() -> None:
 # ----------------------------------------------------------------------------------- by a user
 
 
+@pytest.mark.deep
 def test_a_graph_it_has_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user's CSV with names: trained, evaluated, reported beside heuristics, asked elsewhere."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -57,6 +57,7 @@ def _model(asm: Assembly) -> Any:
     return settings.groups(asm.config)["model"]
 
 
+@pytest.mark.deep
 def test_meshes_agree_and_heads_are_split() -> None:
     """1 device = 4 = data 2 x model 2: batches over data, heads and hidden units over model."""
     losses = {}
@@ -75,6 +76,7 @@ def test_meshes_agree_and_heads_are_split() -> None:
     assert losses[1, 1][-1] < losses[1, 1][0]
 
 
+@pytest.mark.deep
 def test_pictures_and_sample(asm: Assembly, state: Any) -> None:
     experiment = asm.experiment
     records = [
@@ -131,6 +133,7 @@ def test_values_out_of_range(key: str, value: Any, words: str) -> None:
         tiny("lm", **{key: value})
 
 
+@pytest.mark.deep
 def test_another_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run goes on with the text it began with, wherever that lies, or not at all."""
     one, other = texts.made_text(1, 4000), texts.made_text(2, 4000)

@@ -32,6 +32,7 @@ def assembled(**changes: Any) -> Assembly:
     return assemble(tiny("tiger", **SMALL, **changes), artifacts())
 
 
+@pytest.mark.deep
 def test_devices_agree() -> None:
     """Losses and updated parameters on 8 devices are those of one, pairs being drawn on them."""
     found = {}
@@ -94,6 +95,7 @@ def test_recommending_needs_nothing_but_the_artifacts(monkeypatch: pytest.Monkey
         recommend(state, "  \n")
 
 
+@pytest.mark.deep
 def test_the_test_prints_everything_beside_it() -> None:
     """All five baselines, the best possible ranker, groups, intervals and differences."""
     asm = assembled()
@@ -148,6 +150,7 @@ TOYS = {
 }
 
 
+@pytest.mark.deep
 def test_from_raw_files_of_an_unknown_category_to_a_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,6 +267,7 @@ def test_bad_values_are_named(system: str, changes: dict[str, Any], words: str) 
         tiny(system, **changes)
 
 
+@pytest.mark.deep
 def test_relevance_and_search_are_artifacts() -> None:
     """Exponents chosen before training, vectors for ranking inside buckets: both are kept."""
     config = tiny(
