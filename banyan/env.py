@@ -140,8 +140,11 @@ def _transition(
     """(next state, success, dead end, truncated, created); the equations of the module."""
     params = _as_jax(params)
     cells = jnp.arange(NUM_CELLS)
-    grid, pos, held = state.grid, state.pos, state.held
-    row, col = pos // SIDE, pos % SIDE
+    grid = state.grid
+    pos = state.pos
+    held = state.held
+    row = pos // SIDE
+    col = pos % SIDE
     read = lambda cell: jnp.sum(jnp.where(cells == cell, grid, 0), dtype=jnp.uint8)
 
     inside = jnp.stack([row > 0, row < SIDE - 1, col > 0, col < SIDE - 1])
@@ -158,7 +161,8 @@ def _transition(
     drop = (action == DROP) & (held != EMPTY) & (here == EMPTY)
     toggle = (action == TOGGLE) & is_item(here)
     source = jnp.where(toggle, here, held)
-    edge_to, partner = parent[source], sibling[source]
+    edge_to = parent[source]
+    partner = sibling[source]
 
     # What each neighbor would make with the dropped item, what the toggle would make.
     items = jnp.where(is_item(neighbors), neighbors, jnp.uint8(EMPTY))
@@ -217,7 +221,9 @@ def step_env(
     new, success, dead_end, truncated, created = _transition(state, action, params)
     live = ~state.done
     new = jax.tree.map(lambda old, now: jnp.where(live, now, old), state, new)
-    success, dead_end, truncated = success & live, dead_end & live, truncated & live
+    success = success & live
+    dead_end = dead_end & live
+    truncated = truncated & live
     reward = success * params.reward_success + dead_end * params.reward_dead_end
     obs = observe(new, params)
     info = Info(

@@ -123,7 +123,8 @@ def _reactions(params: EnvParams, tree: int) -> tuple[np.ndarray, np.ndarray]:
         return combine, transform
     parent = np.asarray(params.trees.parent)[tree]
     sibling = np.asarray(params.trees.sibling)[tree]
-    combine, transform = np.zeros_like(combine), np.zeros_like(transform)
+    combine = np.zeros_like(combine)
+    transform = np.zeros_like(transform)
     pairs = np.flatnonzero((parent > 0) & (sibling > 0))
     combine[pairs * _ROW + sibling[pairs]] = parent[pairs]
     single = np.flatnonzero((parent > 0) & (sibling == 0))
@@ -198,7 +199,8 @@ def _toggles(task: Task, where: dict[int, int]) -> Iterator[int]:
 
 def _merge_cells(task: Task, grid: bytearray, where: dict[int, int], a: int, b: int) -> list[int]:
     """Cells where dropping a merges it with b into their parent."""
-    home, goal_cell = where[a], where[b]
+    home = where[a]
+    goal_cell = where[b]
     grid[home] = EMPTY  # a is in the hand when it looks for a cell
     cells = [
         cell
@@ -248,7 +250,8 @@ def _best_merge(
     weight: float,
 ) -> tuple[float, Act | None]:
     """Cheapest unblocked merge among `pairs` (FAR and None if there is none)."""
-    best, choice = float(FAR), None
+    best = float(FAR)
+    choice = None
     for a, b in pairs:
         walk = task.distance[pos][where[a]]
         if walk + 2 >= best:
@@ -257,13 +260,15 @@ def _best_merge(
             cost = walk + task.distance[where[a]][cell] + 2
             cost += weight * _next_walk(task, where, task.parent[a], cell)
             if cost < best:
-                best, choice = cost, Act(DROP, where[a], cell)
+                best = cost
+                choice = Act(DROP, where[a], cell)
     return best, choice
 
 
 def _best_relocation(task: Task, grid: bytearray, where: dict[int, int], pos: int) -> Act | None:
     """The inert carry that, with the merge it makes possible, costs least; None if none helps."""
-    best, choice = float(FAR), None
+    best = float(FAR)
+    choice = None
     floor = [cell for cell, code in enumerate(grid) if code == EMPTY]
     pairs = list(_pairs(task, where))
     near: dict[int, list[tuple[int, int]]] = {}  # item -> merges that its leaving could free
@@ -289,22 +294,26 @@ def _best_relocation(task: Task, grid: bytearray, where: dict[int, int], pos: in
                 grid[cell] = EMPTY
             grid[home], where[item] = item, home
             if inert and cost < best:
-                best, choice = cost, Act(DROP, home, cell)
+                best = cost
+                choice = Act(DROP, home, cell)
     return choice
 
 
 def _cheapest_toggle(task: Task, where: dict[int, int], pos: int) -> tuple[float, Act | None]:
-    best, choice = float(FAR), None
+    best = float(FAR)
+    choice = None
     for item in _toggles(task, where):
         cost = task.distance[pos][where[item]] + 1.0
         if cost < best:
-            best, choice = cost, Act(TOGGLE, where[item], where[item])
+            best = cost
+            choice = Act(TOGGLE, where[item], where[item])
     return float(best), choice
 
 
 def _dive(task: Task, weight: float) -> tuple[Act, ...] | None:
     """Greedy plan, or None when it gets stuck."""
-    grid, pos = bytearray(task.grid), task.start
+    grid = bytearray(task.grid)
+    pos = task.start
     where = _where(grid)
     acts: list[Act] = []
     relocated = False
@@ -333,7 +342,8 @@ def _obstacles(task: Task, grid: bytearray, where: dict[int, int]) -> int:
         return 0
     fewest = 5
     for a, b in _pairs(task, where):
-        home, row = where[a], a * _ROW
+        home = where[a]
+        row = a * _ROW
         grid[home] = EMPTY
         for cell in task.neighbors[where[b]]:
             count = int(grid[cell] != EMPTY)
@@ -425,7 +435,8 @@ def _steps_left(task: Task, where: dict[int, int]) -> int:
 
 
 def _length(task: Task, acts: tuple[Act, ...]) -> int:
-    pos, total = task.start, 0
+    pos = task.start
+    total = 0
     for act in acts:
         total += task.distance[pos][act.source] + 1
         if act.kind == DROP:
@@ -453,7 +464,9 @@ def solve(task: Task, max_states: int = MAX_STATES) -> Outcome:
 
 def _walk(task: Task, source: int, target: int) -> list[int]:
     """Moves of a shortest way between two cells of one component."""
-    to, cell, moves = task.distance[target], source, []
+    to = task.distance[target]
+    cell = source
+    moves = []
     offsets = [dr * SIDE + dc for dr, dc in DIRECTIONS]
     while cell != target:
         cell, last = next(n for n in task.neighbors[cell] if to[n] == to[cell] - 1), cell
@@ -463,7 +476,8 @@ def _walk(task: Task, source: int, target: int) -> list[int]:
 
 def primitive(task: Task, acts: tuple[Act, ...]) -> Int8[np.ndarray, " T"]:
     """The actions 0..7 that carry out `acts` from the first board of the task."""
-    pos, actions = task.start, []
+    pos = task.start
+    actions = []
     for act in acts:
         actions += _walk(task, pos, act.source)
         if act.kind == DROP:
@@ -492,8 +506,10 @@ def _drops(task: Task, held: int) -> list[Act]:
 
     The first `source` is where the agent stands; the item is in its hand, not there.
     """
-    grid, reach = bytearray(task.grid), task.distance[task.start]
-    merges, inert = [], []
+    grid = bytearray(task.grid)
+    reach = task.distance[task.start]
+    merges = []
+    inert = []
     for cell in sorted(range(NUM_CELLS), key=reach.__getitem__):
         if reach[cell] >= FAR or grid[cell] != EMPTY:
             continue
@@ -514,7 +530,8 @@ def plan_state(params: EnvParams, state: State) -> Int8[np.ndarray, " T"] | None
     """
     if bool(state.done):
         return None
-    held, pos = int(state.held), int(state.pos)
+    held = int(state.held)
+    pos = int(state.pos)
     task = _task(params, int(state.tree), np.asarray(state.grid, np.uint8), pos, held)
     if held == EMPTY:
         acts = solve(task).acts

@@ -40,7 +40,8 @@ MAX_STEPS = 160  # default horizon of an episode
 POOL_SHARE = 0.8  # pools keep tasks whose plan fits in this share of the horizon
 NUM_WALLS = 6
 SMALL_DEPTH = 4  # deepest tree on the small board
-SMALL, LARGE = (6, 6), (8, 8)
+SMALL = (6, 6)
+LARGE = (8, 8)
 MAX_TREES = 1_000_000
 CHUNK = 256  # tasks executed at once
 TOPOLOGIES = ("random", "uniform", "balanced")
@@ -187,7 +188,8 @@ def execute(
 ) -> Executed:
     """Runs N action sequences in the jitted environment, the horizon beyond their ends."""
     count = len(plans)
-    reward, terminated = np.zeros(count, np.float32), np.zeros(count, bool)
+    reward = np.zeros(count, np.float32)
+    terminated = np.zeros(count, bool)
     length = np.zeros(count, np.int32)
     lengths = np.array([len(actions) for actions in plans])
     for size, members in _buckets(lengths) if count else ():
@@ -219,8 +221,11 @@ def check(params: EnvParams) -> Report:
     A task is won if the episode ends exactly with the last action, terminated, at reward +1.
     """
     depth = np.asarray(params.trees.depth)
-    length, won = np.full(len(depth), -1), np.zeros(len(depth), bool)
-    plans, planned, proved = [], [], 0
+    length = np.full(len(depth), -1)
+    won = np.zeros(len(depth), bool)
+    plans = []
+    planned = []
+    proved = 0
     for i in range(len(depth)):
         task = oracle.read_task(params, i, i)
         outcome = oracle.solve(task)
@@ -248,7 +253,8 @@ def print_report(report: Report, skipped: Counter[str]) -> bool:
                 f"p95 {np.percentile(planned, 95):.0f} max {planned.max()}"
             )
         print(words)
-    total, limit = len(report.depth), POOL_SHARE * MAX_STEPS
+    total = len(report.depth)
+    limit = POOL_SHARE * MAX_STEPS
     missing = report.length < 0
     rejected = int((missing | (report.length > limit)).sum())
     print(
@@ -290,7 +296,8 @@ def count_shortcuts(
 ) -> dict[int, int]:
     """Prints and returns how many of the drawn trees have a shortcut, by depth; a tree of depth 1
     has no operation."""
-    table, found = recipes(rules), {}
+    table = recipes(rules)
+    found = {}
     for depth in depths:
         drawn = (draw_tree(rng, depth, topology, table) for _ in range(num_trees))
         found[depth] = count = sum(has_shortcut(node, rules) for node in drawn)
@@ -311,7 +318,8 @@ def parse_depths(text: str) -> list[int]:
     first, dash, last = text.partition("-")
     if not first.isdecimal() or (dash and not last.isdecimal()):
         raise ValueError(f"{text!r} is neither a depth nor a range like 1-{MAX_DEPTH}")
-    low, high = int(first), int(last or first)
+    low = int(first)
+    high = int(last or first)
     if not 1 <= low <= high <= MAX_DEPTH:
         raise ValueError(f"{text!r}: depths rise and lie in 1..{MAX_DEPTH}")
     return list(range(low, high + 1))

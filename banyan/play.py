@@ -226,7 +226,8 @@ def press(game: Game, key: str, setup: Setup, step: Step) -> Iterator[Game]:
 
 def tree_lines(game: Game, color: bool) -> list[str]:
     """The tree, one node a line: `*` on the board or in the hand, `+` used up, `-` to come."""
-    tree, present = int(game.state.tree), items_present(game.state)
+    tree = int(game.state.tree)
+    present = items_present(game.state)
     past = made(game.params, tree, present)
 
     def lines(node: trees.Node, indent: str) -> Iterator[str]:
@@ -242,7 +243,8 @@ def tree_lines(game: Game, color: bool) -> list[str]:
 
 def screen(game: Game, color: bool) -> str:
     """The whole picture as text."""
-    state, params = game.state, game.params
+    state = game.state
+    params = game.params
     left = int(params.max_steps) - int(state.t)
     under = int(state.grid[int(state.pos)])
     lines = [

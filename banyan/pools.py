@@ -101,7 +101,9 @@ class Drawer:
 
     def topology(self, dist: int, room: dict[int, int]) -> Topology:
         """A shape not used before whose trees have at most `room[size class]` leaves."""
-        config, rng, used = self.config, self.streams[f"topologies/{dist}"], self.used["topologies"]
+        config = self.config
+        rng = self.streams[f"topologies/{dist}"]
+        used = self.used["topologies"]
         levels = config.num_levels(config.depths[1])
         for _ in range(_SHAPE_TRIES):
             if config.topology_kind == "balanced":
@@ -223,7 +225,8 @@ def _draw_draft(drawer: Drawer, dist: int, first: Draft | None) -> tuple[Draft, 
     if "objects" in own:
         _draw_trees(drawer, draft, dist, room)
     if "layouts" in own:
-        leaves, wanted = _max_leaves(config, draft), config.sizes("layouts")[dist]
+        leaves = _max_leaves(config, draft)
+        wanted = config.sizes("layouts")[dist]
         draft.layouts = {
             c: [drawer.layout(dist, c, leaves[c]) for _ in range(wanted)] for c in config.classes
         }
@@ -321,7 +324,10 @@ class Verifier:
         self, drawer: Drawer, draft: Draft, dist: int, own: frozenset[str], rules: Rules
     ) -> None:
         config = drawer.config
-        self.drawer, self.draft, self.dist, self.own = drawer, draft, dist, own
+        self.drawer = drawer
+        self.draft = draft
+        self.dist = dist
+        self.own = own
         self.per_shape = len(draft.trees[0])
         flat = [node for group in draft.trees for node in group]
         self.num_depths = len(config.all_depths)
@@ -363,7 +369,8 @@ class Verifier:
         """
         pairs = self.pairs(rng)
         budget = 30 + len(pairs) // 4
-        queue, waiting = deque(pairs), set(pairs)
+        queue = deque(pairs)
+        waiting = set(pairs)
         counts = self.draft.counts
         while queue:
             pair = queue.popleft()

@@ -78,7 +78,8 @@ class World:
 
     def _drop(self) -> tuple[frozenset[int], int] | None:
         """Puts the carried item down; the reaction that follows, if any."""
-        item, self.held = self.held, EMPTY
+        item = self.held
+        self.held = EMPTY
         row, col = self.position
         for d_row, d_col in _NORTH_SOUTH_WEST_EAST:
             cell = (row + d_row, col + d_col)

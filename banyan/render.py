@@ -45,15 +45,22 @@ RGB = {
     "brown": (142, 86, 46),
     "pink": (255, 138, 190),
 }
-FLOOR, LINE = (30, 33, 40), (44, 48, 57)
-BRICK, MORTAR = (92, 98, 112), (62, 67, 78)
-AGENT, HERE = (70, 160, 255), (28, 50, 84)  # HERE: floor under the agent
+FLOOR = (30, 33, 40)
+LINE = (44, 48, 57)
+BRICK = (92, 98, 112)
+MORTAR = (62, 67, 78)
+AGENT = (70, 160, 255)  # HERE: floor under the agent
+HERE = (28, 50, 84)
 FRAME = (200, 204, 212)
-TEXT, FAINT = (225, 228, 234), (120, 126, 138)
-DONE, READY = (67, 190, 80), (250, 220, 50)
+TEXT = (225, 228, 234)
+FAINT = (120, 126, 138)
+DONE = (67, 190, 80)
+READY = (250, 220, 50)
 
-MIN_TILE, MAX_TILE = 8, 256
-_SAMPLES, _SHADES = 4, 4
+MIN_TILE = 8
+MAX_TILE = 256
+_SAMPLES = 4
+_SHADES = 4
 _BASE = NUM_ITEMS + 2  # floor, items 1..80, wall; then the same again with the agent on top
 _WALL_TILE = NUM_ITEMS + 1
 _TICK_SIZE = 16  # smaller nodes of a tree get a green frame instead of a tick
@@ -71,7 +78,9 @@ def _triangle_up(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Five points: radius along the straight line between an outer and an inner corner."""
-    outer, inner, half = 0.88, 0.38, np.pi / 5
+    outer = 0.88
+    inner = 0.38
+    half = np.pi / 5
     angle = np.abs((np.arctan2(x, -y) + half) % (2 * half) - half)
     edge = outer * inner * np.sin(half)
     line = outer * np.sin(angle) + inner * np.sin(half - angle)
@@ -109,7 +118,8 @@ def _agent(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _small_agent(x: np.ndarray, y: np.ndarray, grow: float = 0.0) -> np.ndarray:
     """The same in the lower left corner, its sides moved outward by `grow`."""
-    x, y = x + 0.52, y - 0.5
+    x = x + 0.52
+    y = y - 0.5
     return (x > -0.4 - grow) & (np.abs(y) * 0.86 + x * 0.5 < 0.2 + grow)
 
 
@@ -183,7 +193,8 @@ def atlas(tile: int) -> UInt8[np.ndarray, "164 tile tile 3"]:
     tiles = np.stack(tiles)
     # A hard edge around the small triangle: blending it with 40 colors would fill a palette.
     halo = _coverage(lambda x, y: _small_agent(x, y, 0.1), tile) >= _SHADES // 2
-    small, full = _coverage(_small_agent, tile), _coverage(_agent, tile)
+    small = _coverage(_small_agent, tile)
+    full = _coverage(_agent, tile)
     for index in range(_BASE, 2 * _BASE):
         if index in (_BASE + EMPTY, _BASE + _WALL_TILE):
             tiles[index] = _paint(tiles[index], full, AGENT)
@@ -216,7 +227,8 @@ def render(state: State, params: EnvParams, tile: int = 32) -> UInt8[np.ndarray,
     rows, cols = np.asarray(params.layouts.shape)[int(state.layout)]
     code = np.asarray(state.grid)
     index = np.where(code == WALL, _WALL_TILE, code).astype(np.int32)
-    pos, held = int(state.pos), int(state.held)
+    pos = int(state.pos)
+    held = int(state.held)
     index[pos] += _BASE
     tiles = atlas(tile)[index]
     if held != EMPTY:
@@ -229,7 +241,8 @@ def render(state: State, params: EnvParams, tile: int = 32) -> UInt8[np.ndarray,
 @partial(jax.jit, static_argnames="tile")
 def render_jax(state: State, tile: int = 32) -> UInt8[jax.Array, "h h 3"]:
     """The whole 8x8 board as [8 * tile, 8 * tile, 3]; the same pixels as `render`, vmappable."""
-    table, small = jnp.asarray(atlas(tile)), jnp.asarray(badges(tile))
+    table = jnp.asarray(atlas(tile))
+    small = jnp.asarray(badges(tile))
     agent = jnp.arange(NUM_CELLS) == state.pos
     index = jnp.where(state.grid == WALL, _WALL_TILE, state.grid.astype(jnp.int32))
     tiles = table[index + _BASE * agent]
@@ -259,7 +272,8 @@ def tree_places(params: EnvParams, tree: int) -> tuple[_Place, ...]:
     def place(item: int, row: int, left: int) -> tuple[int, int]:
         """Places a sub-tree from half-tile column `left` on: (its own column, next free one)."""
         children = tuple(int(child) for child in np.flatnonzero(parent == item))
-        columns, right = [], left
+        columns = []
+        right = left
         for child in children:
             column, right = place(child, row + 1, right)
             columns.append(column)
@@ -274,7 +288,8 @@ def tree_places(params: EnvParams, tree: int) -> tuple[_Place, ...]:
 def made(params: EnvParams, tree: int, present: set[int]) -> set[int]:
     """Items of the tree that exist or existed: those present and all they were made of."""
     parent = np.asarray(params.trees.parent)[tree]
-    past, frontier = set(), list(present)
+    past = set()
+    frontier = list(present)
     while frontier:
         item = frontier.pop()
         if item not in past:
@@ -310,7 +325,8 @@ def render_tree(
     places = tree_places(params, tree)
     present = items_present(state)
     past = made(params, tree, present)
-    columns, rows = max(p.column for p in places), max(p.row for p in places)
+    columns = max(p.column for p in places)
+    rows = max(p.row for p in places)
     size = _fit(tile, columns, rows, width)
     step = size + max(12, size // 2)
     corner = lambda p: (2 + p.column * size // 2, 2 + p.row * step)
@@ -386,9 +402,11 @@ def render_frame(
     The size depends on the task and `tile` only, so the frames of an episode fit together.
     """
     board = render(state, params, tile)
-    pad, letter = max(6, tile // 3), max(10, tile * 7 // 16)
+    pad = max(6, tile // 3)
+    letter = max(10, tile * 7 // 16)
     tree = render_tree(state, params, max(MIN_TILE, tile * 3 // 4), 16 * tile)
-    goal, held = int(np.asarray(params.trees.goal)[int(state.tree)]), int(state.held)
+    goal = int(np.asarray(params.trees.goal)[int(state.tree)])
+    held = int(state.held)
     side = pad + board.shape[1] + pad
     head = tile + 2 * pad
     height = pad + max(board.shape[0], head + tree.shape[0]) + pad + round(letter * 1.4) + pad // 2
@@ -476,7 +494,9 @@ def render_text(state: State, params: EnvParams, color: bool = False) -> str:
     `[rA]` or `[  ]` the agent. Colors only repeat what the letters say.
     """
     rows, cols = (int(n) for n in np.asarray(params.layouts.shape)[int(state.layout)])
-    grid, pos, held = np.asarray(state.grid), int(state.pos), int(state.held)
+    grid = np.asarray(state.grid)
+    pos = int(state.pos)
+    held = int(state.held)
 
     def cell(index: int) -> str:
         code = int(grid[index])

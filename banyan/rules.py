@@ -108,7 +108,8 @@ def make_rules(
     transform = np.zeros(_WIDTH, np.uint8)
     for pool in range(pools):
         items = pool_items(pool, pools)
-        a, b = items[pairs[:, 0]], items[pairs[:, 1]]
+        a = items[pairs[:, 0]]
+        b = items[pairs[:, 1]]
         combine[a, b] = combine[b, a] = items[pair_results]
         transform[items[singles]] = items[single_results]
     return Rules(host_leaf(combine.reshape(-1)), host_leaf(transform))

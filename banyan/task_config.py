@@ -8,7 +8,8 @@ from banyan.trees import balanced, count_topologies, num_leaves, num_nodes
 from banyan.types import MAX_DEPTH, MAX_LEAVES, NUM_ITEMS, SIDE
 
 AXES = ("layouts", "objects", "topologies")
-SMALL, LARGE = 0, 1  # size classes: rows of Dist.layout_ids
+SMALL = 0  # size classes: rows of Dist.layout_ids
+LARGE = 1
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -108,7 +109,8 @@ class TaskConfig:
             )
 
     def _check_shapes(self) -> None:
-        levels, items = self.num_levels(self.depths[1]), NUM_ITEMS // self.num_pools
+        levels = self.num_levels(self.depths[1])
+        items = NUM_ITEMS // self.num_pools
         if self.topology_kind == "balanced":
             full = balanced(levels)
             if num_leaves(full) > MAX_LEAVES or num_nodes(full) > items:

@@ -72,7 +72,8 @@ def _tables(config: TaskConfig, pools: Pools) -> tuple[EnvParams, tuple[Dist, ..
         make_dist(config, tree_ids[id(draft.trees)], layout_ids[id(draft.layouts)], widths)
         for draft in pools.drafts
     )
-    trees, packed = tr.pack(nodes, depths), lay.pack(layouts)
+    trees = tr.pack(nodes, depths)
+    packed = lay.pack(layouts)
     return make_params(config, pools.rules, trees, packed, dists[0]), dists
 
 
@@ -111,7 +112,8 @@ def _dist_digest(params: EnvParams, dist: Dist) -> str:
 
 def _wall_counts(drafts: tuple[Draft, ...]) -> tuple[list[int], list[int]]:
     """Per distribution: distinct wall maps, and how many an earlier distribution has as well."""
-    distinct, shared = [], []
+    distinct = []
+    shared = []
     earlier: set[str] = set()
     for draft in drafts:
         walls = {lay.wall_hash(layout) for pool in draft.layouts.values() for layout in pool}

@@ -97,7 +97,8 @@ def enumerate_topologies(levels: int) -> list[Topology]:
         grown = [(shape,) for shape in exact]
         grown += [tuple(sorted((a, b))) for a in exact for b in lower]
         grown += [tuple(sorted((a, b))) for i, a in enumerate(exact) for b in exact[i:]]
-        lower, exact = lower + exact, grown
+        lower = lower + exact
+        exact = grown
     return sorted(exact)
 
 
@@ -254,7 +255,8 @@ def count_assignments(topology: Topology, recipes: Recipes, items: np.ndarray) -
         if len(shape) == 1:
             below = ways(shape[0])
             return np.array([below[single].sum() for single in recipes.singles]) * allowed
-        left, right = ways(shape[0]), ways(shape[1])
+        left = ways(shape[0])
+        right = ways(shape[1])
         total = np.array([(left[p[:, 0]] * right[p[:, 1]]).sum() for p in recipes.pairs])
         if shape[0] != shape[1]:
             total += np.array([(right[p[:, 0]] * left[p[:, 1]]).sum() for p in recipes.pairs])
@@ -333,7 +335,8 @@ def pack(nodes: Sequence[Node], depths: Sequence[int]) -> Trees:
     parent = np.zeros((count, NUM_ITEMS + 1), np.uint8)
     sibling = np.zeros((count, NUM_ITEMS + 1), np.uint8)
     for k, node in enumerate(nodes):
-        on_board, everything = leaves(node), items_of(node)
+        on_board = leaves(node)
+        everything = items_of(node)
         if len(on_board) > MAX_LEAVES:
             raise ValueError(f"tree {k} has {len(on_board)} leaves: at most {MAX_LEAVES} allowed")
         if len(set(everything)) != len(everything):
@@ -362,7 +365,8 @@ def unpack(trees: Trees, k: int) -> Node:
     Raises:
         ValueError: the tables contradict each other.
     """
-    parent, sibling = np.asarray(trees.parent)[k], np.asarray(trees.sibling)[k]
+    parent = np.asarray(trees.parent)[k]
+    sibling = np.asarray(trees.sibling)[k]
 
     def build(item: int, path: tuple[int, ...]) -> Node:
         below = [int(child) for child in np.flatnonzero(parent == item)]

@@ -73,7 +73,8 @@ def train(values: flags.FlagValues) -> None:
 
 def inspect(values: flags.FlagValues) -> int:
     """Modes that read a run folder."""
-    mode, workdir = values.mode, Path(values.workdir)
+    mode = values.mode
+    workdir = Path(values.workdir)
     start_jax(values)
     from experiments.runner import reopen
 

@@ -211,7 +211,8 @@ def shortcuts_table(counts: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def compiles_text(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Programs compiled ahead of time for TPUs, and how their memory grows with length."""
-    rows, lines = [], []
+    rows = []
+    lines = []
     for result in results.values():
         for one in result["compiled"]:
             rows.append(
@@ -259,7 +260,8 @@ def fill(readme: str, texts: Mapping[str, str]) -> str:
         UserError: a block is missing or there twice.
     """
     for name, text in texts.items():
-        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->\n"
+        begin = f"<!-- {name}:begin -->\n"
+        end = f"<!-- {name}:end -->\n"
         if readme.count(begin) != 1 or readme.count(end) != 1:
             raise UserError(f"README.md needs one block {begin.strip()} ... {end.strip()}")
         before, rest = readme.split(begin)

@@ -112,5 +112,5 @@ def leave(name: str, criterion: str, runs: dict[str, list[dict[str, Any]]]) -> N
 
 
 def mean(runs: list[dict[str, Any]], name: str) -> float:
-    """Of a metric over runs."""
+    """Mean of a metric over runs."""
     return float(np.mean([run["metrics"][name] for run in runs]))

@@ -5,7 +5,7 @@ Config file, system and command in one: `install` gives it to the loop under the
 
     python -m tests.toy --config=tests/toy.py --workdir=DIR
 
-runs it through the runner's own door.
+runs it as experiments/run.py runs a system.
 """
 
 import os

@@ -37,7 +37,8 @@ class ItemEmbed(nn.Module):
     @nn.compact
     def __call__(self, codes: jax.Array) -> jax.Array:
         width = self.config.embed
-        shape, color = codes[..., 0].astype(jnp.int32), codes[..., 1].astype(jnp.int32)
+        shape = codes[..., 0].astype(jnp.int32)
+        color = codes[..., 1].astype(jnp.int32)
         init = nn.initializers.normal(0.5)
         if self.config.item_embed == "joint":
             table = nn.Embed(SHAPE_CODES * COLOR_CODES, width, embedding_init=init, name="item")

@@ -128,7 +128,8 @@ def sparsity(q: jax.Array, k: jax.Array, tau: jax.Array, width: int = TILE) -> j
 
 def one_view(q: jax.Array, k: jax.Array, v: jax.Array, tau: jax.Array) -> jax.Array:
     """Threshold rectified attention of one view, [B, T, H, D], chunked as the xla backend is."""
-    T, block = q.shape[1], min(xla.BLOCK, q.shape[1])
+    T = q.shape[1]
+    block = min(xla.BLOCK, q.shape[1])
     rows, keys, values = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
     cut = lambda x, n: lax.dynamic_slice_in_dim(x, n * block, block, 2)
     iota = jnp.arange(block, dtype=jnp.int32)

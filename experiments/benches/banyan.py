@@ -97,7 +97,8 @@ def xminigrid_stepper(num_envs: int, num_rules: int, num_objects: int) -> Steppe
     from xminigrid.wrappers import GymAutoResetWrapper  # type: ignore[import-not-found]
 
     rng = np.random.default_rng(0)
-    shapes, colors = (3, 4, 5, 7, 11, 12), (1, 2, 3, 4, 5, 6, 8, 9, 10, 11)
+    shapes = (3, 4, 5, 7, 11, 12)
+    colors = (1, 2, 3, 4, 5, 6, 8, 9, 10, 11)
     draw = lambda: jnp.array([rng.choice(shapes), rng.choice(colors)], jnp.uint8)
     rule = lambda: TileNearRule(tile_a=draw(), tile_b=draw(), prod_tile=draw()).encode()
     rules = RuleSet(
@@ -230,7 +231,8 @@ def ppo_cases() -> Iterable[Case]:
     from experiments.systems.banyan import banyan as system
 
     made = tasks.from_arrays(asm.artifacts)
-    net, tables = system.network(config, made), jax.tree.map(jnp.asarray, made.params)
+    net = system.network(config, made)
+    tables = jax.tree.map(jnp.asarray, made.params)
     agent = ppo.init(jax.random.key(0), net, agent_config, tables)
     act = jax.jit(
         lambda key, agent: ppo.rollout(

@@ -30,7 +30,9 @@ from rec.models.tiger import Tiger, level_offsets
 from rec.sid import trie as tries
 
 SIZES = (256,) * 4
-ROWS, BEAMS, ITEMS = 32, 50, 20
+ROWS = 32
+BEAMS = 50
+ITEMS = 20
 CATALOGUES = (10_000, 1_000_000)
 CONFIG = TigerConfig(
     layout="encoder_decoder",
@@ -59,8 +61,11 @@ def library_beams(
     model: Tiger, params: Any, history: jax.Array, mask: jax.Array, users: jax.Array, beams: int
 ) -> tuple[jax.Array, jax.Array]:
     """Beams as a general library finds them: (codes int32 [B, M, L], scores float32 [B, M])."""
-    B, L, inner = len(history), len(model.sizes), model.cfg.transformer()
-    vocabulary, offsets = sum(model.sizes), level_offsets(model.sizes)
+    B = len(history)
+    L = len(model.sizes)
+    inner = model.cfg.transformer()
+    vocabulary = sum(model.sizes)
+    offsets = level_offsets(model.sizes)
 
     def call(method: Any, *inputs: Any) -> Any:
         return model.apply({"params": params}, *inputs, method=method)
@@ -140,7 +145,8 @@ def check_agreement(model: Tiger, params: Any, beams: int = 5) -> None:
 def cases() -> Iterator[Case]:
     """Search first, then training."""
     model = Tiger(CONFIG, SIZES)
-    params, batch = initial(model), inputs(ROWS, ITEMS, SIZES)
+    params = initial(model)
+    batch = inputs(ROWS, ITEMS, SIZES)
     check_agreement(model, params)
     search = functools.partial(beam.search, model, beams=BEAMS, normaliser="full")
     library = functools.partial(library_beams, model, beams=BEAMS)

@@ -40,8 +40,10 @@ from graph.sampling.config import SampleConfig, ladder
 
 SCALE = (2_900_000, 30_000_000)  # nodes, edges
 EXPONENT = 2.3
-WIDTH, LAYERS = 64, 2
-SIZE_ON_CPU, SIZE = 256, 8192  # links together
+WIDTH = 64
+LAYERS = 2
+SIZE_ON_CPU = 256  # links together
+SIZE = 8192
 STEP_ON_CPU = 16  # of them in a step
 LINKS = 8192  # that bytes are counted for
 
@@ -100,7 +102,8 @@ def trained(size: int) -> tuple[Any, Any]:
     model = Pencil(
         PencilConfig(size, WIDTH, 4, 2 * WIDTH, LAYERS, dropout=0.0, attention_dropout=0.0)
     )
-    bits, ids = np.zeros((1, 2, 1), np.uint32), np.full((1, 2), -1, np.int32)
+    bits = np.zeros((1, 2, 1), np.uint32)
+    ids = np.full((1, 2), -1, np.int32)
     one = sample.LinkBatch(bits, np.full(1, 2, np.int32), ids, np.zeros(1, np.int32))
 
     def loss(params: Any, frozen: Any, batch: sample.LinkBatch) -> jax.Array:
@@ -146,9 +149,12 @@ def cases() -> Iterator[Case | Missing]:
 
 def _of(graph: csr.CSR, setting: Setting) -> Iterator[Case | Missing]:
     count = SIZE_ON_CPU if jax.default_backend() == "cpu" else SIZE
-    pairs, config, name = links(graph, count), setting.config, setting.graph
+    pairs = links(graph, count)
+    config = setting.config
+    name = setting.graph
     workers = max(1, min(8, os.cpu_count() or 1))
-    on_host, on_device = host.prepare(graph), device.put(graph)
+    on_host = host.prepare(graph)
+    on_device = device.put(graph)
     sent = jnp.asarray(pairs)
     batch = host.sample(on_host, pairs, 0, 0, config)
     for ours, theirs in zip(batch, device.sample(on_device, sent, 0, 0, config), strict=True):

@@ -77,7 +77,8 @@ def _make(
 
 
 def _check_select(config: ConfigDict, experiment: Experiment) -> None:
-    name, known = config.eval.select[0], experiment.selectable
+    name = config.eval.select[0]
+    known = experiment.selectable
     if name and name not in known:
         raise UserError(
             f"config.eval.select: {name!r} is nothing {config.system} selects by; "

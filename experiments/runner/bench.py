@@ -78,7 +78,9 @@ def table(result: Mapping[str, Any]) -> str:
     lines += ["", f"{'steps/s':>12}  {'spread':>6}  {'first call':>10}  row"]
     for row in result["rows"]:
         name = f"{row['row']}@{row['envs']}" if row["envs"] else row["row"]
-        rate, spread, first = row["steps_per_s"], row["spread"], row["first_call_s"]
+        rate = row["steps_per_s"]
+        spread = row["spread"]
+        first = row["first_call_s"]
         lines.append(f"{rate:12.4g}  {spread:6.1%}  {first:8.1f} s  {name}")
         more = [(k, row[k]) for k in row if k not in COLUMNS]
         if more:

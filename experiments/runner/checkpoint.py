@@ -39,7 +39,9 @@ class Keep:
     forgets the metrics of an earlier process)."""
 
     def __init__(self, last: int, milestones: Sequence[int], best: Best | None) -> None:
-        self._last, self._milestones, self._best = last, frozenset(milestones), best
+        self._last = last
+        self._milestones = frozenset(milestones)
+        self._best = best
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         """One answer for each checkpoint."""
@@ -207,7 +209,8 @@ def _raw(leaf: Any) -> tuple[tuple[int, ...], str]:
 
 def differences(stored: Tree, wanted: Tree) -> list[str]:
     """One line per missing, unknown or differing leaf of `stored` against `wanted`."""
-    have, want = leaf_paths(stored), leaf_paths(wanted)
+    have = leaf_paths(stored)
+    want = leaf_paths(wanted)
     lines = [f"missing in the checkpoint: {p}" for p in sorted(want.keys() - have.keys())]
     lines += [f"not in this run: {p}" for p in sorted(have.keys() - want.keys())]
     for path in sorted(want.keys() & have.keys()):

@@ -33,7 +33,8 @@ class Timer:
     """Seconds by kind; `wall` goes on from where an interrupted run left off."""
 
     def __init__(self, before: float) -> None:
-        self.began, self.before = time.perf_counter(), before
+        self.began = time.perf_counter()
+        self.before = before
         kinds = ("data", "step", "eval", "checkpoint", "compile")
         self.spent: dict[str, float] = dict.fromkeys(kinds, 0.0)
 

@@ -103,7 +103,8 @@ def unknown_key(argv: list[str]) -> str:
     for word in argv:
         if not word.startswith("--config."):
             continue
-        node, path = config, word.split("=")[0].removeprefix("--config.").split(".")
+        node = config
+        path = word.split("=")[0].removeprefix("--config.").split(".")
         for depth, key in enumerate(path):
             if not isinstance(node, ConfigDict) or key not in node:
                 known = sorted(node) if isinstance(node, ConfigDict) else []

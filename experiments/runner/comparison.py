@@ -66,7 +66,7 @@ def spread(values: Sequence[float | int] | np.ndarray) -> float:
 
 
 class Summary(NamedTuple):
-    """Of one metric in one group."""
+    """Mean, spread and interval of one metric in one group."""
 
     mean: float
     std: float
@@ -164,10 +164,11 @@ def load_groups(workdirs: Sequence[str | Path]) -> tuple[list[Group], list[str]]
         if key not in found:
             label = f"{_letter(len(found))} {key[0]}:{key[1]} {hashed[:6]}, {key[3]:,} steps"
             found[key] = Group(label, config, [], [], {}, [])
-        group, seed = found[key], results["seed"]
+        group = found[key]
+        seed = results["seed"]
         if seed in group.seeds:
-            twin = group.folders[group.seeds.index(seed)]
-            remarks.append(f"left out: {workdir} repeats seed {seed} of {twin}")
+            same_seed = group.folders[group.seeds.index(seed)]
+            remarks.append(f"left out: {workdir} repeats seed {seed} of {same_seed}")
             continue
         group.seeds.append(seed)
         group.folders.append(workdir)

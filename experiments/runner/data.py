@@ -138,7 +138,8 @@ def locate(
     Raises:
         DataError: something is missing; names it and the command that fetches it.
     """
-    base, known = root(config_root), declared(datasets)
+    base = root(config_root)
+    known = declared(datasets)
     if name_or_path in known:
         wanted = list(known[name_or_path]["files"])
     else:
@@ -176,7 +177,8 @@ def digest(path: str | Path, zipped: bool | None = None) -> str:
     Raises:
         DataError: a truncated or corrupted gzip file, named.
     """
-    path, sha = Path(path), hashlib.sha256()
+    path = Path(path)
+    sha = hashlib.sha256()
     if zipped is None:
         zipped = path.suffix == ".gz"
     opened: Any = gzip.open(path, "rb") if zipped else path.open("rb")
@@ -212,7 +214,8 @@ def verify(
 
     Files in the dataset's folder that nobody declared are hashed too and reported as unknown.
     """
-    files, base = dataset(name, datasets, config_root)["files"], root(config_root)
+    files = dataset(name, datasets, config_root)["files"]
+    base = root(config_root)
     checks = [check(path, sha, base) for path, (sha, _) in files.items()]
     inside = folder(name, datasets)
     if inside:
@@ -400,7 +403,8 @@ def download(
     Raises:
         DataError: no address, refused, wrong bytes (nothing is kept), or no space.
     """
-    base, paths = root(config_root), []
+    base = root(config_root)
+    paths = []
     for path, (expected, url) in dataset(name, datasets)["files"].items():
         target = base / _inside(path)
         paths.append(target)

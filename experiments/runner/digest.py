@@ -25,10 +25,12 @@ def _on_device(leaf: Any) -> jax.Array:
     if leaf.dtype == bool:
         leaf = leaf.astype(jnp.uint8)
     words = jax.lax.bitcast_convert_type(leaf, WORDS[leaf.dtype.itemsize]).astype(jnp.uint32)
-    index, stride = jnp.zeros(words.shape, jnp.uint32), 1
+    index = jnp.zeros(words.shape, jnp.uint32)
+    stride = 1
     for dim in reversed(range(words.ndim)):  # no reshape: a sharded array stays where it is
         iota = jax.lax.broadcasted_iota(jnp.uint32, words.shape, dim)
-        index, stride = index + iota * np.uint32(stride % 2**32), stride * words.shape[dim]
+        index = index + iota * np.uint32(stride % 2**32)
+        stride = stride * words.shape[dim]
     return jnp.sum(words * (2 * index + 1), dtype=jnp.uint32)
 
 

@@ -186,7 +186,9 @@ def run_steps(
         UserError: a loss is not finite; the state is saved.
         SystemExit: code 0 after SIGTERM or SIGINT, with a saved checkpoint.
     """
-    asm, timer, due = session.asm, session.timer, session.schedule
+    asm = session.asm
+    timer = session.timer
+    due = session.schedule
     train_metrics = TrainMetrics(session)
     trace = Trace(session.workdir / "profile", due.total - start) if profile else None
     timed_steps = 0
@@ -330,7 +332,8 @@ def startup_line(asm: Assembly, workdir: Path, start: int) -> str:
 
 def _finish(session: Session, state: State, rate: float) -> dict[str, Any]:
     """Tests the selected checkpoint, writes results.json and the report."""
-    asm, config = session.asm, session.asm.config
+    asm = session.asm
+    config = session.asm.config
     best = session.best_step()
     if best != config.train.steps:
         state = checkpoint.restore(session.manager, best, asm.abstract)

@@ -21,7 +21,8 @@ INK = "#767c86"
 COLORS = ("#3d8bfd", "#f08c2e", "#2fa866", "#d9528b", "#9b6ff2", "#1ba5b8", "#c2a11c", "#e0574f")
 POINTS = 300  # longer curves are shown as means of this many equal bins
 LINES = 8  # per plot
-SIZE, DPI = (4.8, 2.9), 150  # inches, dots per inch
+SIZE = (4.8, 2.9)  # inches, dots per inch
+DPI = 150
 
 
 class Curve(NamedTuple):
@@ -145,7 +146,8 @@ def draw(title: str, lines: Sequence[Curve]) -> bytes:
         axes.plot(line.steps, line.values, color=color, marker=marker, markersize=3.5,
                   linewidth=1.3, label=line.label)  # fmt: skip
         if np.any(line.spread > 0):
-            low, high = line.values - line.spread, line.values + line.spread
+            low = line.values - line.spread
+            high = line.values + line.spread
             axes.fill_between(line.steps, low, high, color=color, alpha=0.18, linewidth=0)
     everything = np.concatenate([line.values for line in lines])
     everything = everything[np.isfinite(everything)]

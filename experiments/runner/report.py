@@ -60,7 +60,8 @@ def read_run(workdir: str | Path) -> Run:
     def optional(name: str) -> dict[str, Any]:
         return read_json(workdir / name) if (workdir / name).exists() else {}
 
-    log, command = workdir / "metrics.jsonl", workdir / "command.txt"
+    log = workdir / "metrics.jsonl"
+    command = workdir / "command.txt"
     return Run(
         workdir,
         read_json(workdir / "config.json"),
@@ -132,7 +133,8 @@ def timing_table(run: Run) -> Table:
 
 def config_table(config: Mapping[str, Any], base: Mapping[str, Any]) -> Table:
     """Keys whose values differ from the base variant's."""
-    ours, theirs = settings.flatten(config), settings.flatten(base)
+    ours = settings.flatten(config)
+    theirs = settings.flatten(base)
     show = lambda values, key: json.dumps(values[key]) if key in values else "absent"
     rows = [
         [Cell(key), Cell(show(theirs, key)), Cell(show(ours, key), strong=True)]
@@ -144,7 +146,9 @@ def config_table(config: Mapping[str, Any], base: Mapping[str, Any]) -> Table:
 
 def facts(run: Run) -> list[tuple[str, str]]:
     """The header: what ran where."""
-    results, config, env = run.results, run.config, run.env
+    results = run.results
+    config = run.config
+    env = run.env
     seed = config.get("seed", "?")
     several = config.get("num_seeds", 1)
     devices = env.get("devices", [])
@@ -289,7 +293,8 @@ def write_report(
     """
     run = read_run(workdir)
     name = f"{run.config.get('system', '?')}:{run.config.get('variant', '?')}"
-    header, parts = facts(run), sections(run, figures, base_config, headline)
+    header = facts(run)
+    parts = sections(run, figures, base_config, headline)
     cards = "".join(
         f"<div class=card><b>{escape(k)}</b>"
         + (f"<span class=warn>{escape(v)}</span>" if "+dirty" in v else escape(v))
@@ -340,7 +345,8 @@ def comparison_tables(groups: Sequence[Group]) -> list[tuple[str, Table, Table |
         rows = []
         for other in having[1:]:
             d = difference(having[0].values[name], other.values[name])
-            low, high = d.low, d.high
+            low = d.low
+            high = d.high
             rows.append(
                 [
                     Cell(f"{other.label.split()[0]} minus {having[0].label.split()[0]}"),

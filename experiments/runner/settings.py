@@ -194,7 +194,8 @@ def config_hash(values: Mapping[str, Any]) -> str:
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """One line per key that differs."""
-    a, b = flatten(old), flatten(new)
+    a = flatten(old)
+    b = flatten(new)
     return [
         f"config.{key}: {a.get(key, 'absent')!r} -> {b.get(key, 'absent')!r}"
         for key in sorted({*a, *b})

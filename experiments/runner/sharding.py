@@ -101,7 +101,8 @@ def process_rows(mesh: Mesh, num_rows: int) -> tuple[int, int]:
 
     Processes that differ only along the model axis hold the same rows.
     """
-    parts, mine = mesh.shape["data"], jax.process_index()
+    parts = mesh.shape["data"]
+    mine = jax.process_index()
     if num_rows % parts:
         raise UserError(f"a batch of {num_rows} rows is not divisible by {parts} devices of 'data'")
     held = [i for i, row in enumerate(mesh.devices) if any(d.process_index == mine for d in row)]
@@ -114,7 +115,8 @@ class Feed:
     """Puts host batches on the mesh; a leaf that is last step's object is not sent again."""
 
     def __init__(self, mesh: Mesh, rules: Rules) -> None:
-        self._mesh, self._rules = mesh, rules
+        self._mesh = mesh
+        self._rules = rules
         self._sent: dict[str, tuple[np.ndarray, jax.Array]] = {}
         self._known: dict[tuple[str, tuple[int, ...]], NamedSharding] = {}
 
@@ -157,7 +159,8 @@ class Feed:
         parts = self._mesh.shape["data"]
         lo, hi = process_rows(self._mesh, parts)
         per_device = leaf.shape[0] // (hi - lo)
-        shape, low = (per_device * parts, *leaf.shape[1:]), lo * per_device
+        shape = (per_device * parts, *leaf.shape[1:])
+        low = lo * per_device
 
         def block(index: Any) -> np.ndarray:
             first, *rest = index

@@ -140,7 +140,9 @@ class _Progress:
     """A bar on a terminal, a line every ten seconds elsewhere."""
 
     def __init__(self, name: str, have: int, total: int | None) -> None:
-        self._name, self._total, self._printed = name, total, clock.monotonic()
+        self._name = name
+        self._total = total
+        self._printed = clock.monotonic()
         self._bar: tqdm | None = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=name)

@@ -252,7 +252,9 @@ class Writer:
 
     def __init__(self, file: TextIO | None, done: tuple[int, set[str]], trackers: list[Tracker],
                  every_s: float | int, span: tuple[int, int]) -> None:  # fmt: skip
-        self._file, self._done, self._trackers = file, done, trackers
+        self._file = file
+        self._done = done
+        self._trackers = trackers
         self._every_s = every_s
         self._start, self._total = span
         self._bar: tqdm | None = None

@@ -41,7 +41,7 @@ class Answer:
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the runner's door in this process with fresh flags; compiling anything is an error."""
+    """Runs the command in this process with fresh flags; compiling anything is an error."""
 
     def called(*words: str, compiles: bool = False) -> Answer:
         values = flags.FlagValues()

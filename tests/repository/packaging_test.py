@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 from tests import ROOT
 
-ROOMS = ["banyan", "rec", "graph", "attention", "experiments"]
+PACKAGES = ["banyan", "rec", "graph", "attention", "experiments"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = {"cuda", "cuda12", "tpu", "tpu_aot", "tensorboard", "wandb", "test", "dev", "peers"}
 
@@ -28,7 +28,11 @@ def shipped() -> set[str]:
     """Files under version control, or all of them where there is no git."""
     run = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if run.returncode:
-        return {p.relative_to(ROOT).as_posix() for room in ROOMS for p in ROOT.glob(f"{room}/**/*")}
+        return {
+            p.relative_to(ROOT).as_posix()
+            for package in PACKAGES
+            for p in ROOT.glob(f"{package}/**/*")
+        }
     return set(run.stdout.split("\n"))
 
 
@@ -37,7 +41,7 @@ def test_names_and_ranges() -> None:
     assert project["name"] == "banyan-stack"
     assert project["requires-python"] == ">=3.11"
     assert (ROOT / project["readme"]).is_file() and (ROOT / "LICENSE").is_file()
-    assert PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ROOMS
+    assert PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == PACKAGES
     assert set(project["optional-dependencies"]) >= EXTRAS
     base = requirements()
     assert "0.10.2" in base["jax"].specifier and "0.12.0" in base["jax"].specifier
@@ -47,18 +51,20 @@ def test_names_and_ranges() -> None:
     assert not every & {"tensorflow", "torch", "jax-cuda13-plugin", "tf-keras"}
 
 
-def test_rooms_are_packages_of_this_checkout() -> None:
+def test_packages_are_those_of_this_checkout() -> None:
     """A foreign package of the same name may be installed: ours must come first."""
-    for room in ROOMS:
-        module = __import__(room)
-        assert Path(str(module.__file__)).parent == ROOT / room, f"{room} is {module.__file__}"
+    for package in PACKAGES:
+        module = __import__(package)
+        assert Path(str(module.__file__)).parent == ROOT / package, (
+            f"{package} is {module.__file__}"
+        )
     for path in shipped():
         top, _, rest = path.partition("/")
-        if top in ROOMS and path.endswith(".py"):
+        if top in PACKAGES and path.endswith(".py"):
             for folder in (ROOT / path).relative_to(ROOT).parents:
                 if folder != Path("."):
                     assert (ROOT / folder / "__init__.py").is_file(), f"{folder}: no package"
-        assert not (top in ROOMS and rest.endswith(".pyc"))
+        assert not (top in PACKAGES and rest.endswith(".pyc"))
 
 
 def test_python_files_name_the_licence() -> None:
@@ -68,7 +74,7 @@ def test_python_files_name_the_licence() -> None:
             assert not text or text.startswith("# SPDX-License-Identifier: Apache-2.0\n"), path
 
 
-def test_wheel_holds_the_rooms_and_nothing_else() -> None:
+def test_wheel_holds_the_packages_and_nothing_else() -> None:
     """The list hatchling would pack, where hatchling is installed (pip needs none of it)."""
     pytest.importorskip("hatchling")
     code = """
@@ -81,9 +87,9 @@ print(json.dumps([f.distribution_path for f in WheelBuilder(".").recurse_include
     )
     assert run.returncode == 0, run.stderr
     packed = set(json.loads(run.stdout))
-    assert {path.partition("/")[0] for path in packed} == set(ROOMS)
+    assert {path.partition("/")[0] for path in packed} == set(PACKAGES)
     results = "experiments/results/"
-    source = {p for p in shipped() if p.partition("/")[0] in ROOMS and (ROOT / p).is_file()}
+    source = {p for p in shipped() if p.partition("/")[0] in PACKAGES and (ROOT / p).is_file()}
     assert {path for path in source if not path.startswith(results)} <= packed
     assert not [path for path in packed if path.startswith(results)]
     assert not [path for path in packed if re.search(r"__pycache__|\.pyc$", path)]

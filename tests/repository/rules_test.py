@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of the house: who imports whom, who touches files, and what is found nowhere."""
+"""Rules of the repository: who imports whom, who touches files, and what is found nowhere."""
 
 import ast
 import importlib
@@ -15,7 +15,7 @@ import pytest
 from tests import ROOT
 
 LIBRARIES = ("banyan", "rec", "graph", "attention")
-ROOMS = (*LIBRARIES, "experiments")
+PACKAGES = (*LIBRARIES, "experiments")
 ARROWS = {"banyan": {"attention"}, "rec": {"attention"}, "graph": {"attention"}, "attention": set()}
 # Calls that read or write files, as the last name of what is called.
 FILE_CALLS = {
@@ -47,8 +47,8 @@ MAY_TOUCH_FILES = {
 }
 
 
-def sources(*rooms: str) -> list[Path]:
-    return sorted(path for room in rooms for path in (ROOT / room).rglob("*.py"))
+def sources(*packages: str) -> list[Path]:
+    return sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
 
 
 @cache
@@ -83,7 +83,7 @@ def is_tool(tree: ast.Module) -> bool:
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_arrows(library: str) -> None:
     """Libraries import attention or nothing of ours; never experiments, never tests."""
-    forbidden = {*ROOMS, "tests"} - {library} - ARROWS[library]
+    forbidden = {*PACKAGES, "tests"} - {library} - ARROWS[library]
     for path in sources(library):
         for module in imports(tree_of(path)):
             assert module.split(".")[0] not in forbidden, f"{name_of(path)} imports {module}"
@@ -166,7 +166,7 @@ def test_libraries_leave_files_alone() -> None:
 
 
 def all_code() -> list[Path]:
-    return sources(*ROOMS, "tests")
+    return sources(*PACKAGES, "tests")
 
 
 def test_every_file_is_short_and_licensed() -> None:
@@ -175,7 +175,7 @@ def test_every_file_is_short_and_licensed() -> None:
         assert lines[0] == "# SPDX-License-Identifier: Apache-2.0" if lines else True, name_of(path)
         assert len(lines) < 600, f"{name_of(path)} has {len(lines)} lines"
     assert len((ROOT / "experiments" / "run.py").read_text().splitlines()) < 150
-    for path in sources(*ROOMS):
+    for path in sources(*PACKAGES):
         tree = tree_of(path)
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
@@ -240,7 +240,7 @@ def test_no_leftovers() -> None:
                 assert "NotImplementedError" not in ast.unparse(node.exc), name_of(path)
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_this_checkout_is_what_is_tested(room: str) -> None:
-    file = importlib.import_module(room).__file__
+@pytest.mark.parametrize("package", PACKAGES)
+def test_this_checkout_is_what_is_tested(package: str) -> None:
+    file = importlib.import_module(package).__file__
     assert file is not None and Path(file).resolve().is_relative_to(ROOT)

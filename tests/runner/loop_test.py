@@ -540,7 +540,7 @@ def test_check_of_a_copy_and_of_a_changed_number(whole: Path, tmp_path: Path) ->
 
 
 def test_check_finds_one_flipped_bit(whole: Path, tmp_path: Path) -> None:
-    """Of one parameter, saved again as if it were the real thing."""
+    """Changes one parameter and saves it again as if it were the real thing."""
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
     asm, manager = reopen.open_run(workdir)

@@ -47,8 +47,8 @@ def test_config_is_sound(system: str, variant: str) -> None:
 def attributes_read() -> set[str]:
     """Names read as attributes, or passed to getattr, anywhere in the code."""
     found: set[str] = set()
-    for room in ("banyan", "rec", "graph", "attention", "experiments"):
-        for path in (ROOT / room).rglob("*.py"):
+    for package in ("banyan", "rec", "graph", "attention", "experiments"):
+        for path in (ROOT / package).rglob("*.py"):
             tree = ast.parse(path.read_text())
             for node in ast.walk(tree):
                 if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):

@@ -62,7 +62,8 @@ def describe(manifest: Mapping[str, Any]) -> str:
         f"{manifest['num_layouts']} layouts, rules version {manifest['rule_version']}"
     ]
     for i, dist in enumerate(manifest["dists"], 1):
-        checked, rejected = dist["pairs_checked"], dist["pairs_rejected"]
+        checked = dist["pairs_checked"]
+        rejected = dist["pairs_rejected"]
         rate = f"{rejected / checked:.1%}" if checked else "no pair"
         lines.append(
             f"  d{i}: {dist['topologies']} topologies x {dist['objects']} objects x "
@@ -105,10 +106,14 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         ValueError: more updates than there are phases for.
     """
     groups = settings.groups(config)
-    env_config, agent_config, train = groups["env"], groups["agent"], groups["train"]
+    env_config = groups["env"]
+    agent_config = groups["agent"]
+    train = groups["train"]
     made = tasks.from_arrays(dict(artifacts))
-    net, tables = network(config, made), made.params
-    num_dists, seeds = len(made.dists), config.num_seeds
+    net = network(config, made)
+    tables = made.params
+    num_dists = len(made.dists)
+    seeds = config.num_seeds
     if train.steps > num_dists * train.phase_steps:
         raise ValueError(
             f"config.train.steps={train.steps} exceeds config.env.num_dists={num_dists} x "
@@ -161,7 +166,9 @@ def make_evaluate(config: ConfigDict, net: ActorCritic, tables: EnvParams, dists
     Split "test": the same with `eval.episodes` per depth, under the names of the phase boundary.
     """
     groups = settings.groups(config)
-    depths, train, evaluation = groups["env"].all_depths, groups["train"], groups["eval"]
+    depths = groups["env"].all_depths
+    train = groups["train"]
+    evaluation = groups["eval"]
 
     @jax.jit(static_argnames="episodes")
     def run(

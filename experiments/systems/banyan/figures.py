@@ -140,7 +140,8 @@ def make_figures(
 ) -> Callable[[Records, Mapping[str, Any]], dict[str, bytes]]:
     """Figures of the report, see the module."""
     groups = settings.groups(config)
-    depths, phase_steps = groups["env"].all_depths, groups["train"].phase_steps
+    depths = groups["env"].all_depths
+    phase_steps = groups["train"].phase_steps
     num_dists = len(made.dists)
     play = _player(config, net, made)
 
