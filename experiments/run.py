@@ -83,9 +83,9 @@ def inspect(values: flags.FlagValues) -> int:
             print(f"{key} = {value}")
         return 0
     if mode == "check":
-        lines = reopen.check(workdir)
-        print("\n".join(lines) if lines else f"{workdir}: every metric of results.json holds")
-        return 1 if lines else 0
+        outcome = reopen.recheck(workdir)
+        print(reopen.recheck_text(workdir, outcome))
+        return 1 if outcome.differences else 0
     query = values.query or ""
     if query.startswith("@"):
         try:

@@ -146,7 +146,10 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Any:
         milestones=toy.milestones,
         summary=lambda records: {"count": float(len(records))},
         figures=lambda records, state: {f"dots at {int(state['step'])}": PNG},
-        actions={"say": lambda state, query: f"{query} {artifacts['note']['made'][0]}"},
+        actions={
+            "say": lambda state, query: f"{query} {artifacts['note']['made'][0]}",
+            "step": lambda state, query: str(int(state["step"])),
+        },
     )
 
 

@@ -2,6 +2,7 @@
 """A run put together from its config, and its first state; compiles and writes nothing itself."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments.runner import checkpoint, hosts, names, settings, sharding
+from experiments.runner import checkpoint, hosts, names, serving, settings, sharding
 from experiments.runner.contract import Experiment, State
 from experiments.runner.errors import UserError
 
@@ -98,7 +99,9 @@ def read_donor(asm: Assembly) -> dict[str, Any]:
     """
     if not asm.config.init_from:
         return {}
-    donor = sharding.leaf_paths(checkpoint.read(asm.config.init_from)["state"]["params"])
+    run = Path(asm.config.init_from)
+    step, why = serving.step_to_serve(run)
+    donor = sharding.leaf_paths(checkpoint.read_params(run, step))
     leaves = sharding.leaf_paths(asm.abstract["params"])
     shared = leaves.keys() & donor.keys()
     misfits = sorted(path for path in shared if leaves[path].shape != donor[path].shape)
@@ -108,7 +111,7 @@ def read_donor(asm: Assembly) -> dict[str, Any]:
             + (f"shapes differ at {misfits}" if misfits else "no parameter has the same path")
         )
     if hosts.is_main():
-        print(f"init_from {asm.config.init_from}: loaded {len(shared)} leaves")
+        print(f"init_from {run}: loaded {len(shared)} leaves of step {step}, {why}")
         print(f"  missing there: {sorted(leaves.keys() - donor.keys())}")
         print(f"  unused of it: {sorted(donor.keys() - leaves.keys())}")
     return donor

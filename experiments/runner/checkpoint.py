@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments.runner import digest
+from experiments.runner import digest, settings
 from experiments.runner.errors import UserError
 from experiments.runner.sharding import leaf_paths
 
@@ -141,14 +141,15 @@ def _json_digest(value: Any) -> int:
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
-def _verify(step_dir: Path, item: str, found: Mapping[str, int]) -> None:
-    """Compares checksums with those of the time of the save."""
+def _verify(step_dir: Path, item: str, found: Mapping[str, int], below: str = "") -> None:
+    """Compares checksums of an item, or of its leaves below a path, with those of the save."""
     path = step_dir / "_CHECKPOINT_METADATA"
     try:
         saved = json.loads(path.read_text())["custom_metadata"]["digest"][item]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"checkpoint {step_dir} is damaged: {path.name}: {error!r}") from error
-    wrong = [name for name in sorted({*saved, *found}) if saved.get(name) != found.get(name)]
+    paths = [path for path in sorted({*saved, *found}) if path.startswith(below)]
+    wrong = [path for path in paths if saved.get(path) != found.get(path)]
     if wrong:
         raise UserError(
             f"checkpoint {step_dir} is damaged: {item} is not what was saved, see "
@@ -255,6 +256,29 @@ def read_tree(directory: Path) -> Tree:
     return tree
 
 
+def read_params(workdir: Path, step: int) -> Tree:
+    """Parameters of a state as NumPy arrays, verified; the rest of it is not read."""
+    directory = Path(workdir) / FOLDER / str(step) / "state"
+    stored = _stored_tree(directory)
+    if "params" not in stored:
+        raise UserError(f"checkpoint {directory} holds no params")
+    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    wanted = {"params": stored["params"]}
+    try:
+        tree = ocp.PyTreeCheckpointer().restore(
+            directory.resolve(),
+            args=ocp.args.PyTreeRestore(
+                item=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), wanted),
+                restore_args=jax.tree.map(lambda leaf: as_numpy, wanted),
+                partial_restore=True,
+            ),
+        )
+    except DAMAGE as error:
+        raise UserError(f"checkpoint {directory} is damaged: {error}") from error
+    _verify(directory.parent, "state", digest.of_arrays(leaf_paths(tree)), "params/")
+    return tree["params"]
+
+
 def steps(workdir: Path) -> list[int]:
     """Steps saved in a run folder, ascending."""
     folder = Path(workdir) / FOLDER
@@ -272,6 +296,20 @@ def read_json(workdir: Path, step: int) -> dict[str, Any]:
         raise UserError(f"checkpoint config {path} is missing or damaged: {error}") from error
     _verify(path.parent.parent, "config", {"json": _json_digest(config)})
     return config
+
+
+def check_owner(workdir: Path, step: int, values: Mapping[str, Any]) -> None:
+    """Checks that a checkpoint was saved by the run whose config is `values`.
+
+    Raises:
+        UserError: its own config is another one's (the keys are listed), missing or damaged.
+    """
+    own = read_json(workdir, step)
+    if settings.config_hash(own) != settings.config_hash(values):
+        raise UserError(
+            f"checkpoint {workdir / FOLDER / str(step)} belongs to another run; its config against "
+            "config.json:\n  " + "\n  ".join(settings.difference(own, values))
+        )
 
 
 def read_artifacts(workdir: Path, step: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from experiments.runner import settings
 from experiments.runner.errors import UserError
+from experiments.runner.lock import LOCK
 
 FILES = (
     "config.json",
@@ -24,6 +25,7 @@ FILES = (
     "report.md",
     "report.html",
 )
+NUMBER = (int, float)
 FOLDERS = ("checkpoints", "profile", "tb", "wandb")
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +48,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"{path.parent} is no run folder: {path.name} is missing") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged: a JSON object was expected")
@@ -59,9 +61,13 @@ def read_results(workdir: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{workdir} has no results.json: the run is not finished")
     results = read_json(path)
-    for key in ("metrics", "checkpoint_of", "tolerance"):
-        if not isinstance(results.get(key), dict):
+    for key, kind in (("metrics", NUMBER), ("tolerance", NUMBER), ("checkpoint_of", int)):
+        values = results.get(key)
+        if not isinstance(values, dict):
             raise UserError(f"{path} is damaged: {key!r} is missing")
+        for name, value in values.items():
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise UserError(f"{path} is damaged: {key}[{name!r}] = {value!r} is no number")
     if not isinstance(results.get("step"), int):
         raise UserError(f"{path} is damaged: 'step' is missing")
     return results
@@ -78,7 +84,7 @@ def claim(workdir: Path, values: Mapping[str, Any], overwrite: bool) -> bool:
         return False
     if not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; give a folder")
-    if overwrite or not any(workdir.iterdir()):
+    if overwrite or not any(path.name != LOCK for path in workdir.iterdir()):
         return False
     if not (workdir / "config.json").exists():
         raise UserError(

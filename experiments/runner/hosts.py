@@ -19,6 +19,15 @@ def sync(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def agree(answer: bool) -> bool:
+    """Process 0's answer, on every process."""
+    if jax.process_count() == 1:
+        return answer
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer)))
+
+
 def to_host(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Device metrics as floats, or float arrays [num_seeds]; replicated on every process."""
     if jax.default_backend() != "cpu":  # there it would only cost

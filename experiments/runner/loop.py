@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from experiments.runner.assemble import (
 from experiments.runner.clock import Timer, Trace, stop_signal
 from experiments.runner.contract import Rows, State
 from experiments.runner.errors import UserError
-from experiments.runner.hosts import is_main, sync, to_host
+from experiments.runner.hosts import agree, is_main, sync, to_host
+from experiments.runner.lock import FolderLock
 from experiments.runner.writer import (
     Writer,
     check_trackers,
@@ -255,12 +256,41 @@ def train(
     """Trains or resumes a run, writes results.json and the report; returns the results.
 
     Raises:
-        UserError: any misuse, before anything is compiled or written; a non-finite loss.
+        UserError: any misuse, before anything is compiled or written; a non-finite loss; another
+            process is writing the folder.
         SystemExit: code 0 after SIGTERM or SIGINT, with a saved checkpoint.
     """
     values = settings.to_json(config)
     folder.check_writable(workdir)
     check_trackers(values["log"])
+    with _one_writer(workdir) as lock:
+        return _train(config, values, workdir, lock, overwrite, profile)
+
+
+@contextmanager
+def _one_writer(workdir: Path) -> Iterator[FolderLock]:
+    """The lock of process 0; the others go on, or fail, with it."""
+    lock = FolderLock(workdir)
+    with ExitStack() as stack:
+        refusal = None
+        if is_main():
+            try:
+                stack.enter_context(lock)
+            except UserError as error:
+                refusal = error
+        if agree(refusal is not None):
+            raise refusal or UserError(f"--workdir={workdir} is refused to process 0")
+        yield lock
+
+
+def _train(
+    config: ConfigDict,
+    values: dict[str, Any],
+    workdir: Path,
+    lock: FolderLock,
+    overwrite: bool,
+    profile: bool,
+) -> dict[str, Any]:
     resume = folder.claim(workdir, values, overwrite)
     saved = checkpoint.steps(workdir) if resume else []
     if saved and saved[-1] > config.train.steps:
@@ -268,6 +298,8 @@ def train(
             f"--workdir={workdir} is at step {saved[-1]} already, past config.train.steps="
             f"{config.train.steps}; ask for more steps or give another --workdir"
         )
+    if saved:
+        checkpoint.check_owner(workdir, saved[-1], values)
     if resume and saved[-1:] == [config.train.steps] and (workdir / "results.json").exists():
         finished = folder.read_results(workdir)
         if finished["step"] == config.train.steps:
@@ -279,6 +311,7 @@ def train(
     if saved:
         refuse_to_go_on(read_metrics(workdir / "metrics.jsonl"), saved[-1], workdir)
     sync("claimed")
+    lock.started = True
     if is_main():
         folder.start(workdir, values, fresh=not saved)
         truncate_after(workdir / "metrics.jsonl", saved[-1] if saved else -1)
@@ -293,7 +326,7 @@ def _train_from(
     total = asm.config.train.steps
     start = saved or 0
     lines = read_metrics(workdir / "metrics.jsonl")
-    timer = Timer(lines[-1]["time"]["wall"] if lines else 0.0)
+    timer = Timer(lines[-1].get("time", {}).get("wall", 0.0) if lines else 0.0)
     with open_writer(workdir, asm.values["log"], total, start, is_main()) as writer:
         writer.text(startup_line(asm, workdir, start))
         session = Session(asm, workdir, writer, timer)
@@ -342,7 +375,7 @@ def _finish(session: Session, state: State, rate: float) -> dict[str, Any]:
     session.writer.flush()
     env = folder.read_json(session.workdir / "env.json")  # as it was when this process began
     tests = results.tests_of(asm.experiment, session.records, best)
-    summary = results.results_of(asm, tests, env) | {
+    summary = results.results_of(asm, tests, best, env) | {
         "wall_s": round(session.timer.wall(), 2),
         "compile_s": round(session.timer.spent["compile"], 2),
         "steps_per_s": round(rate, 4) if rate else None,

@@ -72,10 +72,15 @@ def summary_text(results: Mapping[str, Any], workdir: Path, headline: Sequence[s
     return "\n".join([f"results of {workdir}", *rows, f"report: {workdir}/report.html"])
 
 
+def count_params(asm: Assembly) -> int:
+    """Numbers in state["params"]."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(asm.abstract["params"]))
+
+
 def results_of(
-    asm: Assembly, tests: list[dict[str, Any]], env: Mapping[str, Any]
+    asm: Assembly, tests: list[dict[str, Any]], tested: int, env: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """results.json without timing."""
+    """results.json without timing; `tested` is the step of the selected checkpoint."""
     config = asm.config
     metrics = collect(asm.experiment, tests)
     where: dict[str, int] = {}
@@ -89,14 +94,13 @@ def results_of(
         "config_hash": settings.config_hash(asm.values),
         "seed": config.seed,
         "step": config.train.steps,
+        "tested": tested,
         "metrics": {k: float(np.mean(v)) for k, v in metrics.items()},
         "per_seed": {k: np.asarray(v).tolist() for k, v in metrics.items() if np.ndim(v)},
         "checkpoint_of": where,
         "tolerance": dict.fromkeys(metrics, config.eval.tolerance),
         "paper": dict(getattr(module, "PAPER", {})),
-        "params": sum(
-            math.prod(leaf.shape) for leaf in jax.tree.leaves(asm.abstract.get("params", {}))
-        ),
+        "params": count_params(asm),
         "device": folder.device_name(env),
         "commit": env["commit"],
     }

@@ -17,7 +17,17 @@ from ml_collections import ConfigDict
 from experiments.runner import names
 from experiments.runner.errors import UserError
 
-TOP = ("system", "variant", "seed", "num_seeds", "mesh", "fsdp", "init_from")
+# Keys of the top level, and what they hold.
+TOP = {
+    "system": str,
+    "variant": str,
+    "seed": int,
+    "num_seeds": int,
+    "mesh": tuple,
+    "fsdp": bool,
+    "init_from": str,
+}
+MAX_SEED = 2**32  # what every sampler and jax.random.key take
 # Keys that do not change what is computed at a given step.
 NOT_HASHED = ("data.root", "mesh", "fsdp", "log", "train.steps", "init_from")
 
@@ -137,11 +147,7 @@ def groups(config: ConfigDict) -> dict[str, Any]:
     if set(config) != allowed:
         odd = sorted(set(config) ^ allowed)
         raise UserError(f"config keys {odd} are unknown or missing; expected {sorted(allowed)}")
-    if config.num_seeds < 1 or config.seed < 0:
-        raise UserError(
-            f"config.num_seeds={config.num_seeds} must be at least 1 and "
-            f"config.seed={config.seed} at least 0"
-        )
+    _check_top(config)
     out = {}
     for name, cls in classes.items():
         try:
@@ -153,6 +159,21 @@ def groups(config: ConfigDict) -> dict[str, Any]:
             named = text if f"config.{name}" in text else f"config.{name}: {text}"
             raise UserError(named) from error
     return out
+
+
+def _check_top(config: ConfigDict) -> None:
+    """Raises UserError for a key of the top level of a wrong type or out of range."""
+    for key, kind in TOP.items():
+        value = config[key]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise UserError(f"config.{key}={value!r} must be {kind.__name__}")
+    if config.num_seeds < 1:
+        raise UserError(f"config.num_seeds={config.num_seeds} must be at least 1")
+    if not 0 <= config.seed < MAX_SEED:
+        raise UserError(f"config.seed={config.seed} must be at least 0 and below 2^32")
+    mesh = tuple(config.mesh)
+    if len(mesh) != 2 or not all(isinstance(n, int) for n in mesh):
+        raise UserError(f"config.mesh={mesh} must be two whole numbers, (data, model)")
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:

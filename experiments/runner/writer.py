@@ -97,26 +97,49 @@ def _decode(value: Any) -> Any:
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """(raw line, record) of every whole line. A torn last line (a killed run) is left out.
+    """Yields (raw line, record) of every whole line. A torn last line (a killed run) is left out.
 
     Raises:
-        UserError: a line before the last is no record; the file and line are named.
+        UserError: a line before the last is no record, or repeats the (step, split) of another; the
+            file and line are named.
     """
-    broken: int | None = None
+    broken = ""  # what is wrong with the line before: fatal unless that was the last one
+    seen: set[tuple[int, str]] = set()
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
-            if broken is not None:
-                raise UserError(f"{path}, line {broken} is damaged: no metrics record")
-            record = None
-            if raw.endswith(b"\n"):
-                try:
-                    record = json.loads(raw)
-                except (json.JSONDecodeError, UnicodeDecodeError):
-                    pass  # judged below: fatal unless this is the last line
-            if not isinstance(record, dict) or not {"step", "split"} <= record.keys():
-                broken = number
+            if broken:
+                raise UserError(broken)
+            record = _record(raw)
+            if record is None:
+                broken = f"{path}, line {number} is damaged: no metrics record"
                 continue
+            entry = (record["step"], record["split"])
+            if entry in seen:
+                raise UserError(
+                    f"{path}, line {number}: a second record of step {entry[0]}, split {entry[1]}; "
+                    "two processes wrote this run, start it again in another folder"
+                )
+            seen.add(entry)
             yield raw, record
+
+
+def _record(raw: bytes) -> dict[str, Any] | None:
+    """The record of one line, None for a torn line or anything else."""
+    if not raw.endswith(b"\n"):
+        return None
+    try:
+        record = json.loads(raw)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("split"), str):
+        return None
+    step = record.get("step")
+    clock_of_run = record.get("time", {"wall": 0.0})
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        return None
+    if not isinstance(clock_of_run, dict):
+        return None
+    return record
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

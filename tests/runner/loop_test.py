@@ -155,6 +155,7 @@ def test_log_evaluations_and_retention(whole: Path) -> None:
     assert found["checkpoint_of"] == {"test/error": 20}
     assert "dots at 20" in (whole / "report.html").read_text()
     assert sorted(p.name for p in whole.iterdir()) == [
+        ".lock",
         "checkpoints",
         "command.txt",
         "config.json",

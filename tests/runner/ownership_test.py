@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run folder has one writer, and every checkpoint in it was saved by its run."""
+
+import json
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.runner import checkpoint, loop, reopen
+from experiments.runner.errors import UserError
+from experiments.runner.lock import LOCK, FolderLock
+from tests import toy
+
+pytestmark = pytest.mark.usefixtures("installed")
+SHORT = {"train__steps": 4, "toy__milestones": ()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, installed: None) -> Path:
+    workdir = tmp_path_factory.mktemp("ownership") / "run"
+    loop.train(toy.tiny(**SHORT), workdir)
+    return workdir
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def hold(workdir: Path, ready: Any, end: Any) -> None:
+    with FolderLock(workdir) as lock:
+        lock.started = True
+        ready.set()
+        end.wait()
+
+
+@pytest.fixture
+def other_writer() -> Any:
+    """Starts a process that holds the lock of a folder; ends it with the test."""
+    context = multiprocessing.get_context("spawn")
+    started: list[tuple[Any, Any]] = []
+
+    def start(workdir: Path) -> Any:
+        ready, end = context.Event(), context.Event()
+        process = context.Process(target=hold, args=(workdir, ready, end))
+        process.start()
+        assert ready.wait(60)
+        started.append((process, end))
+        return process
+
+    yield start
+    for process, end in started:
+        if process.is_alive():
+            end.set()
+        process.join(60)
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_second_writer_is_refused(
+    fresh: bool, trained: Path, other_writer: Any, tmp_path: Path
+) -> None:
+    """Fresh or to be resumed: folder and holder are named and no byte changes."""
+    workdir = tmp_path / "run"
+    if not fresh:
+        shutil.copytree(trained, workdir)
+    process = other_writer(workdir)
+    before = content(workdir)
+    with pytest.raises(UserError, match=f"{workdir} is being written by process {process.pid} on"):
+        loop.train(toy.tiny(**{**SHORT, "train__steps": 6}), workdir)
+    assert content(workdir) == before
+    reopen.evaluate_last(trained)  # reading needs no lock
+
+
+def test_a_killed_writer_leaves_the_folder_free(
+    trained: Path, other_writer: Any, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    process = other_writer(workdir)
+    process.kill()
+    process.join(60)
+    assert (workdir / LOCK).read_text().startswith(f"process {process.pid}")
+    assert loop.train(toy.tiny(**{**SHORT, "train__steps": 6}), workdir)["step"] == 6
+    assert (workdir / LOCK).read_text() == ""
+
+
+def test_a_run_that_does_not_start_leaves_no_lock(tmp_path: Path) -> None:
+    workdir = tmp_path / "a" / "b"
+    with pytest.raises(UserError, match="batch/x"):
+        loop.train(toy.tiny(toy__rows=12), workdir)
+    assert not any(tmp_path.iterdir())
+    workdir.mkdir(parents=True)
+    (workdir / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="no run folder"):
+        loop.train(toy.tiny(), workdir)
+    assert [path.name for path in workdir.iterdir()] == ["notes.txt"]
+
+
+def test_a_lock_that_was_removed_meanwhile_is_taken_anew(tmp_path: Path) -> None:
+    with FolderLock(tmp_path / "run") as first:
+        first.started = True
+        os.unlink(tmp_path / "run" / LOCK)
+        with FolderLock(tmp_path / "run") as second:
+            second.started = True
+            with (
+                pytest.raises(UserError, match=f"process {os.getpid()}"),
+                FolderLock(tmp_path / "run"),
+            ):
+                pass
+
+
+def test_a_log_of_two_writers_is_refused(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    log = tmp_path / "run" / "metrics.jsonl"
+    first = log.read_text().splitlines()[0]
+    log.write_text(log.read_text() + first + "\n")
+    with pytest.raises(UserError, match=r"metrics.jsonl, line \d+: a second record of step 0"):
+        loop.train(toy.tiny(**{**SHORT, "train__steps": 6}), tmp_path / "run")
+
+
+def foreign(trained: Path, workdir: Path, tmp_path: Path) -> Path:
+    """A copy of the run whose last checkpoint is that of another seed."""
+    shutil.copytree(trained, workdir)
+    other = tmp_path / "other"
+    loop.train(toy.tiny(**SHORT, seed=1), other)
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    shutil.copytree(other / "checkpoints" / "4", workdir / "checkpoints" / "4")
+    return workdir
+
+
+def test_a_checkpoint_of_another_run_is_refused(trained: Path, tmp_path: Path) -> None:
+    """By resume, eval, check and actions; the differing key is named."""
+    workdir = foreign(trained, tmp_path / "run", tmp_path)
+    before = content(workdir)
+    reads = (
+        lambda: loop.train(toy.tiny(**{**SHORT, "train__steps": 6}), workdir),
+        lambda: reopen.evaluate_last(workdir),
+        lambda: reopen.check(workdir),
+        lambda: reopen.act(workdir, "say", "x"),
+    )
+    for read in reads:
+        with pytest.raises(UserError, match=r"another run(.|\n)*config.seed: 1 -> 0"):
+            read()
+    assert content(workdir) == before
+
+
+@pytest.mark.parametrize("damage", ["missing", "torn"])
+def test_a_checkpoint_without_its_config_is_refused(
+    damage: str, trained: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    path = workdir / "checkpoints" / "4" / "config" / "metadata"
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_text(json.dumps(checkpoint.read_json(workdir, 4))[:-3])
+    for read in (reopen.evaluate_last, reopen.check):
+        with pytest.raises(UserError, match="config/metadata"):
+            read(workdir)
