@@ -55,6 +55,12 @@ def start_jax(values: flags.FlagValues) -> None:
             )
 
 
+def runs_folder() -> Path:
+    """Where runs and comparisons go that are given no place of their own."""
+    # Installed from a wheel, ROOT is no place for results: take the folder the user stands in.
+    return (ROOT if (ROOT / "pyproject.toml").is_file() else Path.cwd()) / "runs"
+
+
 def train(values: flags.FlagValues) -> None:
     """Validates before JAX is imported, then hands over to the loop."""
     from experiments.runner import settings
@@ -62,9 +68,7 @@ def train(values: flags.FlagValues) -> None:
     config = values.config
     settings.groups(config)
     name = f"{config.system}-{config.variant}-s{config.seed}"
-    # Installed from a wheel, ROOT is no place for results: take the folder the user stands in.
-    home = ROOT if (ROOT / "pyproject.toml").is_file() else Path.cwd()
-    workdir = Path(values.workdir or home / "runs" / name)
+    workdir = Path(values.workdir or runs_folder() / name)
     start_jax(values)
     from experiments.runner import loop
 
@@ -106,7 +110,7 @@ def dispatch(values: flags.FlagValues, words: list[str]) -> int:
             from experiments.runner import report
 
             folders = [Path(w) for w in words] or [Path(values.workdir)]
-            print(report.write_comparison(folders, Path(values.workdir or ".")))
+            print(report.write_comparison(folders, Path(values.workdir or runs_folder())))
             return 0
         if values.mode == "train":
             train(values)

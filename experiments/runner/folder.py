@@ -26,6 +26,7 @@ FILES = (
     "report.html",
 )
 NUMBER = (int, float)
+VECTOR_FLAGS = ("sse4", "avx", "fma", "amx", "asimd", "sve", "bf16")
 FOLDERS = ("checkpoints", "profile", "tb", "wandb")
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,9 +165,33 @@ def environment() -> dict[str, Any]:
         "devices": [str(d.device_kind) for d in jax.devices()],
         "processes": jax.process_count(),
         "cpus": os.cpu_count(),
+        "cpu": cpu_model(),
+        "cpu_flags": cpu_flags(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "commit": commit(),
     }
+
+
+def cpu_model() -> str:
+    """What the processor calls itself, "unknown" where the system does not say."""
+    return _cpuinfo("model name") or platform.processor() or "unknown"
+
+
+def cpu_flags() -> str:
+    """The vector extensions a compiler chooses by: they decide the last bits of a result."""
+    flags = _cpuinfo("flags").split() or _cpuinfo("Features").split()
+    return " ".join(sorted(flag for flag in flags if flag.startswith(VECTOR_FLAGS)))
+
+
+def _cpuinfo(key: str) -> str:
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return ""
+    for line in path.read_text(errors="replace").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""
 
 
 def device_name(env: Mapping[str, Any]) -> str:

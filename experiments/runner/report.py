@@ -315,7 +315,7 @@ def write_report(
         if section.pictures and not section.table:
             lines.append("Pictures: see [report.html](report.html).\n")
         elif section.note:
-            lines.append(section.note + "\n")
+            lines.append(markdown(section.note) + "\n")
         if section.table:
             lines.append(markdown_table(section.table))
     write_text(run.workdir / "report.md", "\n".join(lines))

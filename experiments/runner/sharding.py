@@ -127,14 +127,24 @@ class Feed:
             self._known[name, shape] = found
         return self._known[name, shape]
 
-    def _split(self, name: str) -> bool:
+    def _split(self, name: str, leaf: np.ndarray) -> bool:
+        """Whether the rows of a leaf are spread over the data axis; a scalar has none."""
         spec = match(self._rules, f"batch/{name}", PartitionSpec("data"))
-        return bool(spec) and spec[0] == "data"
+        return len(spec) <= np.ndim(leaf) and bool(spec) and spec[0] == "data"
 
     def rows(self, batch: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
-        """Rows of a whole batch this process needs; None if no leaf is split over data."""
-        leads = [leaf.shape[0] for name, leaf in batch.items() if self._split(name)]
-        return process_rows(self._mesh, leads[0]) if leads else None
+        """Rows of a whole batch this process needs; None if no leaf is split over data.
+
+        Raises:
+            UserError: leaves that are split have different numbers of rows.
+        """
+        counts = {name: leaf.shape[0] for name, leaf in batch.items() if self._split(name, leaf)}
+        if len(set(counts.values())) > 1:
+            raise UserError(
+                f"leaves of the batch that are split over 'data' differ in rows: {counts}; several "
+                "processes need one number (give the others a rule that replicates them)"
+            )
+        return process_rows(self._mesh, next(iter(counts.values()))) if counts else None
 
     def put(self, batch: Mapping[str, np.ndarray], rows: tuple[int, int] | None) -> dict[str, Any]:
         """Global arrays of a batch.
@@ -153,7 +163,7 @@ class Feed:
         return out
 
     def _place(self, name: str, leaf: np.ndarray, rows: tuple[int, int] | None) -> jax.Array:
-        if rows is None or not self._split(name):
+        if rows is None or not self._split(name, leaf):
             sharding = self.sharding(name, leaf.shape)
             return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
         parts = self._mesh.shape["data"]

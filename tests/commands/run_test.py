@@ -268,6 +268,21 @@ def test_three_in_processes_of_their_own(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_comparison_goes_to_the_runs_folder(
+    trained: Path, call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nothing is written into the folder the user stands in."""
+    monkeypatch.setattr(run, "ROOT", tmp_path / "checkout")
+    (tmp_path / "checkout").mkdir()
+    (tmp_path / "checkout" / "pyproject.toml").touch()
+    monkeypatch.setattr("experiments.runner.shadowing.refuse_foreign_packages", lambda root: None)
+    before = set(ROOT.iterdir())
+    answer = call("--mode=report", str(trained))
+    page = tmp_path / "checkout" / "runs" / "comparison.html"
+    assert answer.code == 0 and f"page with curves: {page}" in answer.text and page.is_file()
+    assert set(ROOT.iterdir()) == before
+
+
 def test_a_package_of_the_same_name_is_refused(tmp_path: Path) -> None:
     """Somebody else's `graph`, imported before the command runs: one line, nothing trained."""
     foreign = tmp_path / "graph"

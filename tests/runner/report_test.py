@@ -184,7 +184,9 @@ def test_tables_of_a_system_and_the_headline(tmp_path: Path) -> None:
     shown, folded = text.split("<details>", 1)
     assert ">test/recall@5<" in shown and EVIL not in shown.split("Side by side")[0]
     assert f"All {len(METRICS)} metrics" in folded
-    assert "| we | 0.2500 |" in (path / "report.md").read_text()
+    text = (path / "report.md").read_text()
+    assert "| we | 0.2500 |" in text
+    assert "<script" not in "".join(text.split("```")[::2]), "the note is escaped too"
 
 
 def test_a_run_that_has_only_begun_gets_a_page(tmp_path: Path) -> None:

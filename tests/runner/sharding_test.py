@@ -172,3 +172,14 @@ def test_arrays_put_elsewhere_do_not_retrace() -> None:
     run(jax.make_array_from_callback((8,), shard, lambda index: np.asarray(x)[index]))
     assert len(traces) == 1
     assert run._cache_size() == 1
+
+
+def test_rows_of_a_batch_with_scalars_and_other_counts() -> None:
+    """A scalar has no rows; leaves that are split must agree in theirs."""
+    feed = sharding.Feed(mesh_of(4, 1), ((r"batch/table", P()),))
+    batch = {"scale": np.array(2.0, np.float32), "table": np.zeros((3, 2)), "x": np.zeros((8, 2))}
+    assert feed.rows(batch) == (0, 8)
+    assert feed.rows({"scale": np.array(2.0, np.float32)}) is None
+    np.testing.assert_array_equal(feed.put(batch, (0, 8))["scale"], 2.0)
+    with pytest.raises(UserError, match=r"differ in rows: .*'x': 8, 'y': 16"):
+        feed.rows({**batch, "y": np.zeros(16)})
