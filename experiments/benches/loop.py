@@ -100,7 +100,7 @@ def cases() -> Iterable[Case]:
         with tempfile.TemporaryDirectory() as name, _open(_Unsaved, Path(name)) as session:
             state = initial_state(asm)
             step_fn[:] = step_fn or [loop.jit_step(asm, make_batch(0))]
-            state, _ = loop.run_steps(session, state, 0, False, step_fn[0])
+            state = loop.run_steps(session, state, 0, False, step_fn[0])
             jax.block_until_ready(state)
 
     def run_save(repeat: int) -> None:
@@ -111,7 +111,7 @@ def cases() -> Iterable[Case]:
     def _open(kind: type[loop.Session], workdir: Path) -> Iterator[loop.Session]:
         (workdir / "metrics.jsonl").touch()
         with open_writer(workdir, config.log, STEPS, 0, True) as writer:
-            session = kind(asm, workdir, writer, Timer(0.0))
+            session = kind(asm, workdir, writer, Timer({}))
             with session.manager:
                 yield session
 

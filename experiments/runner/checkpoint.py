@@ -12,6 +12,7 @@ matching topology; it is what reviewers use.
 """
 
 import json
+import logging
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -67,6 +68,8 @@ def open_manager(
         milestones: steps never deleted.
         best: says which of some steps is the best one, or None if that is unknown.
     """
+    # What its threads log of a failed save, hundreds of lines, is raised by `_failing` as one.
+    logging.getLogger("absl").addFilter(_not_of_orbax)
     options = ocp.CheckpointManagerOptions(
         create=not read_only,
         read_only=read_only,
@@ -82,6 +85,10 @@ def open_manager(
     if read_only and not path.is_dir():
         raise UserError(f"no checkpoints in {workdir}: {path} does not exist")
     return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in Path(record.pathname).parts
 
 
 def save(
@@ -110,6 +117,12 @@ def save(
             custom_metadata={"digest": sums},
             force=True,
         )
+
+
+def check_saves(manager: ocp.CheckpointManager) -> None:
+    """Raises UserError if a save that runs in the background has failed; waits for nothing."""
+    with _failing(manager):
+        manager.check_for_errors()
 
 
 def wait(manager: ocp.CheckpointManager) -> None:

@@ -3,7 +3,7 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 import jax
 
 PROFILE_STEPS = (10, 15)
+KINDS = ("data", "step", "eval", "checkpoint", "compile")
 
 
 @contextmanager
 def stop_signal() -> Iterator[list[int]]:
-    """A list that holds the number of the first SIGTERM or SIGINT received."""
+    """A list of the SIGTERMs and SIGINTs received; whoever works looks at it between two steps."""
     received: list[int] = []
     numbers = (signal.SIGTERM, signal.SIGINT)
     try:
@@ -30,13 +31,17 @@ def stop_signal() -> Iterator[list[int]]:
 
 
 class Timer:
-    """Seconds by kind; `wall` goes on from where an interrupted run left off."""
+    """Seconds by kind and steps timed; all go on from where an interrupted run left off.
 
-    def __init__(self, before: float) -> None:
+    Args:
+        before: the last `line` of that run; {} for a fresh one.
+    """
+
+    def __init__(self, before: Mapping[str, float]) -> None:
         self.began = time.perf_counter()
-        self.before = before
-        kinds = ("data", "step", "eval", "checkpoint", "compile")
-        self.spent: dict[str, float] = dict.fromkeys(kinds, 0.0)
+        self.before = before.get("wall", 0.0)
+        self.spent: dict[str, float] = {kind: before.get(kind, 0.0) for kind in KINDS}
+        self.timed_steps = int(before.get("steps", 0))
 
     @contextmanager
     def of(self, kind: str) -> Iterator[None]:
@@ -48,7 +53,13 @@ class Timer:
         return self.before + time.perf_counter() - self.began
 
     def line(self) -> dict[str, float]:
-        return {"wall": self.wall(), **self.spent}
+        """What a record of the log says of time."""
+        return {"wall": self.wall(), **self.spent, "steps": self.timed_steps}
+
+    def rate(self) -> float | None:
+        """Steps per second spent on steps and on waiting for data; None where none was timed."""
+        seconds = self.spent["step"] + self.spent["data"]
+        return self.timed_steps / seconds if self.timed_steps and seconds else None
 
 
 class Trace:

@@ -56,5 +56,8 @@ class Experiment(NamedTuple):
     """Records of all evaluations on `splits` -> metrics derived from several of them."""
     figures: Callable[[Records, State], Mapping[str, bytes | Rows]] | None = None
     """(all records, last state) -> {title: PNG or GIF bytes, or a table} for the report."""
+    must_be_finite: tuple[str, ...] = ("loss", "grad_norm", "reward", "kl")
+    """Endings of the training metrics that stop a run, with a saved state, where one is not
+    finite."""
     actions: Mapping[str, Callable[[State, str], str]] = {}
     """{name: (state, query) -> answer}, served by --mode=<name> --query=TEXT|@FILE."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ from experiments.runner.assemble import (
     read_donor,
 )
 from experiments.runner.clock import Timer, Trace, stop_signal
-from experiments.runner.contract import Rows, State
+from experiments.runner.contract import Experiment, Rows, State
 from experiments.runner.errors import UserError
 from experiments.runner.hosts import agree, is_main, sync, to_host
 from experiments.runner.lock import FolderLock
@@ -69,7 +69,15 @@ def _batches(asm: Assembly, start: int, stop: int) -> Iterator[tuple[dict[str, A
 class Session:
     """One process's pass over a run: its records and everything that is written on the way."""
 
-    def __init__(self, asm: Assembly, workdir: Path, writer: Writer, timer: Timer) -> None:
+    def __init__(
+        self,
+        asm: Assembly,
+        workdir: Path,
+        writer: Writer,
+        timer: Timer,
+        signals: Sequence[int] = (),
+    ) -> None:
+        self.signals = signals  # asked to stop, once there is one
         self.asm = asm
         self.workdir = workdir
         self.writer = writer
@@ -108,11 +116,6 @@ class Session:
             self.writer.flush()
             checkpoint.save(self.manager, step, state, self.asm.values, self.asm.artifacts)
 
-    def save_whole(self, step: int, state: State) -> None:
-        """Writes a checkpoint and returns when it is there."""
-        self.save(step, state)
-        checkpoint.wait(self.manager)
-
     def best_of(self, steps: Sequence[int]) -> int | None:
         """The best of `steps` by config.eval.select, the last of ties; None if none is rated."""
         name, mode = self.asm.config.eval.select
@@ -140,22 +143,23 @@ class TrainMetrics:
         self.pending = (step, metrics)
 
     def settle(self) -> list[str]:
-        """Waits for what is pending and logs it where it is due; names losses that are not
-        finite."""
+        """Waits for what is pending and logs it where it is due; names what must be finite and
+        is not."""
         if self.pending is None:
             return []
         step, on_device = self.pending
         self.pending = None
         metrics = to_host(on_device)
-        non_finite = non_finite_losses(step, metrics)
+        non_finite = non_finite_metrics(self.session.asm.experiment, step, metrics)
         if self.session.schedule.logs(step) or non_finite:
             self.session.log(step, "train", metrics)
         return non_finite
 
 
-def non_finite_losses(step: int, metrics: Mapping[str, Any]) -> list[str]:
-    """Lists "loss at step 7" for every loss that is not finite."""
-    names = [k for k, v in metrics.items() if k.endswith("loss") and not np.all(np.isfinite(v))]
+def non_finite_metrics(experiment: Experiment, step: int, metrics: Mapping[str, Any]) -> list[str]:
+    """Lists "loss at step 7" for every metric that must be finite and is not."""
+    endings = experiment.must_be_finite
+    names = [k for k, v in metrics.items() if k.endswith(endings) and not np.all(np.isfinite(v))]
     return [f"{name} at step {step}" for name in sorted(names)]
 
 
@@ -170,21 +174,30 @@ def jit_step(asm: Assembly, batch: Mapping[str, Any]) -> Any:
     )
 
 
-def _stop_requested(session: Session, step: int, signals: Sequence[int]) -> bool:
+def _stop_requested(session: Session, step: int) -> bool:
     if jax.process_count() > 1:  # all must stop at the same step, whoever got the signal
         return session.manager.reached_preemption(step)
-    return bool(signals)
+    return bool(session.signals)
+
+
+def _stop(session: Session, when: str) -> NoReturn:
+    """Ends a run that was asked to stop, once what it began to save is on the disk."""
+    checkpoint.wait(session.manager)
+    session.writer.flush()
+    session.writer.text(f"stopped {when}, saved; the same command resumes")
+    raise SystemExit(0)
 
 
 def run_steps(
     session: Session, state: State, start: int, profile: bool, step_fn: Any = None
-) -> tuple[State, float]:
+) -> State:
     """Trains from `start` to the end.
 
-    Returns:
-        The state and steps/s; 0 where no step was timed.
+    Args:
+        step_fn: a step compiled before, for the shapes of the first batch.
+
     Raises:
-        UserError: a loss is not finite; the state is saved.
+        UserError: a metric that must be is not finite (the state is saved), or a save failed.
         SystemExit: code 0 after SIGTERM or SIGINT, with a saved checkpoint.
     """
     asm = session.asm
@@ -192,45 +205,47 @@ def run_steps(
     due = session.schedule
     train_metrics = TrainMetrics(session)
     trace = Trace(session.workdir / "profile", due.total - start) if profile else None
-    timed_steps = 0
+    warm = step_fn is not None
+    compiled_shapes: set[Any] = set()
 
-    with stop_signal() as signals:
-        for step, (batch, waited) in enumerate(_batches(asm, start, due.total), start + 1):
-            timer.spent["data"] += waited
-            if trace:
-                trace.before(step - start)
-            compiles = step_fn is None
-            with timer.of("compile" if compiles else "step"):
-                if compiles:
-                    step_fn = jit_step(asm, batch)
-                    session.writer.text(f"compiling the step of {asm.config.system} ...")
-                # A host array among the arguments would be one in every step: ask once.
-                with jax.transfer_guard("disallow") if compiles else nullcontext():
-                    state, metrics = step_fn(state, batch)
-                if compiles:
-                    jax.block_until_ready(metrics)
-                non_finite = train_metrics.settle()  # of the step before, while this one runs
-            train_metrics.put(step, metrics)
-            timed_steps += not compiles
-            if trace:
-                trace.after(step - start, state)
+    for step, (batch, waited) in enumerate(_batches(asm, start, due.total), start + 1):
+        timer.spent["data"] += waited
+        if trace:
+            trace.before(step - start)
+        shapes = frozenset((name, leaf.shape) for name, leaf in batch.items())
+        compiles = shapes not in compiled_shapes and not warm
+        compiled_shapes.add(shapes)
+        warm = False
+        with timer.of("compile" if compiles else "step"):
+            if compiles:
+                session.writer.text(f"compiling the step of {asm.config.system} ...")
+                step_fn = step_fn or jit_step(asm, batch)
+            # A host array among the arguments would be one in every step: ask once.
+            with jax.transfer_guard("disallow") if compiles else nullcontext():
+                state, metrics = step_fn(state, batch)
+            if compiles:
+                jax.block_until_ready(metrics)
+            non_finite = train_metrics.settle()  # of the step before, while this one runs
+        train_metrics.put(step, metrics)
+        timer.timed_steps += not compiles
+        if trace:
+            trace.after(step - start, state)
+        checkpoint.check_saves(session.manager)
 
-            stop = _stop_requested(session, step, signals)
-            if non_finite or stop or due.settles(step):
-                with timer.of("step"):
-                    non_finite += train_metrics.settle()
-            if non_finite:
-                session.save_whole(step, state)
-                raise UserError(stopped_on(non_finite, step, session.workdir))
-            session.evaluate_due(step, state)
-            if stop and step < due.total:
-                session.save_whole(step, state)
-                session.writer.text(f"stopped at step {step}, saved; the same command resumes")
-                raise SystemExit(0)
-            if due.saves(step):
-                session.save(step, state)
-    spent = timer.spent["step"] + timer.spent["data"]
-    return state, timed_steps / spent if timed_steps and spent else 0.0
+        stop = _stop_requested(session, step)
+        if non_finite or stop or due.settles(step):
+            with timer.of("step"):
+                non_finite += train_metrics.settle()
+        if non_finite:
+            session.save(step, state)
+            checkpoint.wait(session.manager)
+            raise UserError(stopped_on(non_finite, step, session.workdir))
+        session.evaluate_due(step, state)
+        if stop or due.saves(step):
+            session.save(step, state)
+        if stop and step < due.total:
+            _stop(session, f"at step {step}")
+    return state
 
 
 def stopped_on(non_finite: list[str], step: int, workdir: Path) -> str:
@@ -241,11 +256,13 @@ def stopped_on(non_finite: list[str], step: int, workdir: Path) -> str:
     )
 
 
-def refuse_to_go_on(lines: list[dict[str, Any]], start: int, workdir: Path) -> None:
-    """Raises UserError if the checkpoint to resume is the one a non-finite loss left behind."""
+def refuse_to_go_on(
+    experiment: Experiment, lines: list[dict[str, Any]], start: int, workdir: Path
+) -> None:
+    """Raises UserError if the checkpoint to resume is the one a non-finite metric left behind."""
     for line in lines:
         if line["split"] == "train" and start - 1 <= line["step"] <= start:
-            non_finite = non_finite_losses(line["step"], line)
+            non_finite = non_finite_metrics(experiment, line["step"], line)
             if non_finite:
                 raise UserError(stopped_on(non_finite, start, workdir))
 
@@ -309,7 +326,8 @@ def _train(
     check_batch(asm)
     donor = {} if saved else read_donor(asm)
     if saved:
-        refuse_to_go_on(read_metrics(workdir / "metrics.jsonl"), saved[-1], workdir)
+        lines = read_metrics(workdir / "metrics.jsonl")
+        refuse_to_go_on(asm.experiment, lines, saved[-1], workdir)
     sync("claimed")
     lock.started = True
     if is_main():
@@ -326,19 +344,21 @@ def _train_from(
     total = asm.config.train.steps
     start = saved or 0
     lines = read_metrics(workdir / "metrics.jsonl")
-    timer = Timer(lines[-1].get("time", {}).get("wall", 0.0) if lines else 0.0)
-    with open_writer(workdir, asm.values["log"], total, start, is_main()) as writer:
+    timer = Timer(lines[-1].get("time", {}) if lines else {})
+    with (
+        stop_signal() as signals,
+        open_writer(workdir, asm.values["log"], total, start, is_main()) as writer,
+    ):
         writer.text(startup_line(asm, workdir, start))
-        session = Session(asm, workdir, writer, timer)
+        session = Session(asm, workdir, writer, timer, signals)
         with checkpoint.closing(session.manager):
             if saved is not None:
                 state = checkpoint.restore(session.manager, saved, asm.abstract)
             else:
                 state = _fresh_state(session, donor)
-            rate = 0.0
             if start < total:
-                state, rate = run_steps(session, state, start, profile)
-            return _finish(session, state, rate)
+                state = run_steps(session, state, start, profile)
+            return _finish(session, state)
 
 
 def _fresh_state(session: Session, donor: Mapping[str, Any]) -> State:
@@ -346,6 +366,9 @@ def _fresh_state(session: Session, donor: Mapping[str, Any]) -> State:
     with session.timer.of("compile"):
         state = initial_state(session.asm, donor)
         jax.block_until_ready(state)
+    if session.signals:
+        session.save(0, state)
+        _stop(session, "before the first step")
     session.evaluate_due(0, state)
     if session.schedule.saves(0):
         session.save(0, state)
@@ -363,7 +386,7 @@ def startup_line(asm: Assembly, workdir: Path, start: int) -> str:
     )
 
 
-def _finish(session: Session, state: State, rate: float) -> dict[str, Any]:
+def _finish(session: Session, state: State) -> dict[str, Any]:
     """Tests the selected checkpoint, writes results.json and the report."""
     asm = session.asm
     config = session.asm.config
@@ -371,6 +394,8 @@ def _finish(session: Session, state: State, rate: float) -> dict[str, Any]:
     if best != config.train.steps:
         state = checkpoint.restore(session.manager, best, asm.abstract)
     for split in asm.experiment.splits:
+        if session.signals and jax.process_count() == 1:
+            _stop(session, "in the final test")
         session.evaluate(best, state, split)
     session.writer.flush()
     env = folder.read_json(session.workdir / "env.json")  # as it was when this process began
@@ -378,7 +403,7 @@ def _finish(session: Session, state: State, rate: float) -> dict[str, Any]:
     summary = results.results_of(asm, tests, best, env) | {
         "wall_s": round(session.timer.wall(), 2),
         "compile_s": round(session.timer.spent["compile"], 2),
-        "steps_per_s": round(rate, 4) if rate else None,
+        "steps_per_s": round(rate, 4) if (rate := session.timer.rate()) else None,
         "time_s": {kind: round(seconds, 2) for kind, seconds in session.timer.spent.items()},
     }
     pictures: Mapping[str, bytes | Rows] = {}
