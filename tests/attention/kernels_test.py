@@ -14,6 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 from attention import masks
 from attention.kernels import Spec, pallas_tpu, pallas_tpu_tiles, reference, xla
 from attention.tda import normalise, tda_attention, threshold
+from tests.attention import oracle
 from tests.attention.oracle import Case
 
 CASES = [

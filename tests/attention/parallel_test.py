@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from attention import masks, parallel
 from attention.kernels import Spec, xla
 from attention.tda import normalise, tda_attention, threshold
+from tests.attention import oracle
 from tests.attention.oracle import Case
 
 QUICK = {"xla_backend_optimization_level": 0}

@@ -10,6 +10,7 @@ import pytest
 
 from attention.kernels import Spec, pallas_tpu
 from attention.tda import normalise, output_norm, tda_attention, threshold
+from tests.attention import oracle
 from tests.attention.oracle import Case
 
 CASE = Case("small", T=24, S=24, H=4, K=2, Dv=8)
