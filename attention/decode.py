@@ -24,8 +24,9 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
+from attention.arguments import check_knobs, check_per_head
 from attention.kernels import power
-from attention.tda import check_knobs, normalise, threshold
+from attention.tda import normalize, threshold
 
 BUDGET = 256  # candidates per sequence and kv head before decoding falls back to dense [our choice]
 
@@ -80,7 +81,7 @@ def append(cache: SketchCache, k: Array, v: Array) -> SketchCache:
     """Cache with N more tokens per sequence, each after what it holds; also the way to prefill.
 
     Args:
-        k: [2, B, N, K, D], need not be normalised; v: [B, N, K, Dv].
+        k: [2, B, N, K, D], need not be normalized; v: [B, N, K, Dv].
 
     Raises:
         ValueError: shapes do not fit, or the cache is full (where its length is known; under jit a
@@ -99,7 +100,7 @@ def append(cache: SketchCache, k: Array, v: Array) -> SketchCache:
         full = int(jnp.max(cache.length)) + k.shape[2] > cache.v.shape[1]
     if full:
         raise ValueError(f"k: {k.shape[2]} more tokens do not fit a cache of {cache.v.shape[1]}")
-    unit = normalise(jnp.asarray(k, jnp.float32)).astype(cache.k.dtype)
+    unit = normalize(jnp.asarray(k, jnp.float32)).astype(cache.k.dtype)
     sketch, scale, delta = make_sketch(unit)
 
     def put(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
@@ -124,12 +125,11 @@ def _prepare(
     _, B, _, K, D = cache.k.shape
     if q.ndim != 4 or q.shape[:2] != (2, B) or q.shape[3] != D or q.shape[2] % K:
         raise ValueError(f"q has shape {q.shape}, expected [2, {B}, H, {D}], H a multiple of {K}")
-    if lam.shape != q.shape[2:3]:
-        raise ValueError(f"lam has shape {lam.shape}, expected [{q.shape[2]}], one value per head")
-    check_knobs(q.shape[2], beta, kappa, p)
+    check_per_head("lam", lam, q.shape[2])
+    check_knobs("tda", {"beta": beta, "kappa": kappa, "p": p}, q.shape[2], group="")
     tau = threshold(cache.length[:, None], D, beta, kappa)  # [B, H or 1, 1]
     tau = jnp.broadcast_to(tau[..., 0], (B, q.shape[2])).reshape(B, K, -1)
-    unit = normalise(jnp.asarray(q, jnp.float32)).astype(cache.k.dtype)
+    unit = normalize(jnp.asarray(q, jnp.float32)).astype(cache.k.dtype)
     return unit.reshape(2, B, K, -1, D), tau
 
 
@@ -242,7 +242,7 @@ def sketch_decode(
     Equal to `tda_attention` of that row: append the token first, then decode it.
 
     Args:
-        q: [2, B, H, D], need not be normalised; H a multiple of the cache's K.
+        q: [2, B, H, D], need not be normalized; H a multiple of the cache's K.
         lam, beta, kappa, p: as `tda_attention`.
         budget: candidates that can be gathered per sequence and kv head. If any has more, the
             step is dense, so the result never depends on it.

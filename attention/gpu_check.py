@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from attention import masks
 from attention.kernels import Spec, pallas_gpu, xla
-from attention.tda import normalise, threshold
+from attention.tda import normalize, threshold
 
 FORWARD, GRADIENT = 5e-3, 1e-2
 BETA = 0.75
@@ -82,8 +82,8 @@ def planted(shape: Shape, seed: int = 0) -> tuple[jax.Array, ...]:
     n = masks.row_lengths(T, T, causal=True, q_segment_ids=None, kv_segment_ids=None, q_offset=0)
     tau = jnp.broadcast_to(threshold(n, D, BETA, 1.0), (1, H, T))
     return (
-        half(normalise(q)),
-        half(normalise(k)),
+        half(normalize(q)),
+        half(normalize(k)),
         half(jax.random.normal(keys[3], (1, T, K, D))),
         tau,
         jax.random.uniform(keys[4], (H,), minval=0.2, maxval=0.8),

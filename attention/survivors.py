@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What attention maps do: exact zeros, survivors, live tiles, mute rows, the first token, entropy.
 
-Works on any map, signed and unnormalised ones included: a [.., T, S] of weights (o = a @ v) and
+Works on any map, signed and unnormalized ones included: a [.., T, S] of weights (o = a @ v) and
 `mask`, bool, broadcastable to it, of visible pairs. An entry survives if it is not exactly 0.
 A share of zeros is no speed-up: only a tile without survivors can be skipped, so quote
 `live_tile_share` of the very tensors timed.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from attention.kernels import Spec, pallas_tpu
-from attention.tda import normalise, output_norm, tda_attention, threshold
+from attention.tda import normalize, output_norm, tda_attention, threshold
 from tests.attention import oracle
 from tests.attention.oracle import Case
 
@@ -163,7 +163,7 @@ def test_segments_are_alone(x: dict[str, Any]) -> None:
 
 def test_the_first_row_has_no_threshold(x: dict[str, Any]) -> None:
     q, k, v, lam, *_ = inputs(x)
-    units = (normalise(jnp.asarray(y))[:, :, 0] for y in (q, np.repeat(k, 2, 3)))
+    units = (normalize(jnp.asarray(y))[:, :, 0] for y in (q, np.repeat(k, 2, 3)))
     cosine = np.einsum("vbhd,vbhd->vbh", *units)
     w = np.maximum(cosine, 0) ** 2
     wanted = (w[0] - lam * w[1])[..., None] * np.repeat(v, 2, axis=2)[:, 0]
