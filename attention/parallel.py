@@ -90,7 +90,8 @@ def sharded_tda(
     def local(q: Any, k: Any, v: Any, lam: Any, arrays: Any) -> jax.Array:
         return tda_attention(q, k, v, lam, **arrays, **options)
 
-    views, values = P(None, data, None, model), P(data, None, model)
+    views = P(None, data, None, model)
+    values = P(data, None, model)
     return jax.shard_map(
         local,
         mesh=mesh,
@@ -151,7 +152,8 @@ def sequence_parallel_tda(
     tau = threshold(lengths, D, beta, kappa, dtype=jnp.promote_types(v.dtype, jnp.float32))
     tau = jnp.broadcast_to(tau, (B, H, T))
     P = PartitionSpec
-    ids, ids_specs = None, None
+    ids = None
+    ids_specs = None
     if q_segment_ids is not None and kv_segment_ids is not None:
         ids = (jnp.asarray(q_segment_ids), jnp.asarray(kv_segment_ids))
         ids_specs = (P(), P(None, axis))

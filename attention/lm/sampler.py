@@ -6,7 +6,7 @@
     out = sample(params, cfg, state, key, Sampling(max_new=64, stop_ids=(eos,)))
     state = append(params, cfg, out.state, tool_ids, tool_mask)   # next turn, same cache
 
-What a row draws depends on (key, row number, step) and its own tokens only, not on its neighbours.
+What a row draws depends on (key, row number, step) and its own tokens only, not on its neighbors.
 Generated tokens are in the returned cache, so a further turn continues from ids, never from text.
 All functions are jitted with the config static. Beam search is in `attention.lm.beam`.
 """

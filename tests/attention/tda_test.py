@@ -57,7 +57,7 @@ def inputs(x: dict[str, Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("implementation", ["reference", "xla", None, "interpret"])
-def test_doors_agree(x: dict[str, Any], implementation: str | None) -> None:
+def test_implementations_agree(x: dict[str, Any], implementation: str | None) -> None:
     o = attend(*inputs(x), implementation=implementation)
     wanted = oracle.solve(CASE, x)["o"]
     assert o.shape == wanted.shape and o.dtype == jnp.float32
@@ -74,8 +74,8 @@ def test_float64(x: dict[str, Any], implementation: str) -> None:
         np.testing.assert_allclose(np.asarray(o), oracle.solve(CASE, x)["o"], atol=1e-12)
 
 
-def test_gradients_through_the_door(x: dict[str, Any]) -> None:
-    """platform_dependent, rematerialised norms and thresholds in between: same gradients."""
+def test_gradients_through_the_public_function(x: dict[str, Any]) -> None:
+    """platform_dependent, rematerialized norms and thresholds in between: same gradients."""
     grads = gradients(lambda *y: jnp.sum(attend_as_shipped(*y) * x["g"]), *inputs(x))
     wanted = oracle.solve(CASE, x)
     for name, grad in zip(NAMES, grads, strict=True):
