@@ -5,7 +5,6 @@ Every error names the argument, its value, what is allowed and, where it is not 
 Arrays may be anything with a shape and a dtype, ShapeDtypeStructs too.
 """
 
-import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from jax.core import Tracer
 
 from attention.names import BIASED, KNOBS, check_kind, implementations, views
 
+Number = int | float | np.integer | np.floating
 LEAST = {"logit_scale": 0, "p": 1}  # knobs that are compiled in: numbers, and their least value
 
 
@@ -81,7 +81,7 @@ def check_knobs(kind: str, knobs: Mapping[str, Any], heads: int, *, group: str =
         label = f"{group}[{name!r}]" if group else name
         if name in LEAST:
             # `not >=` refuses NaN too.
-            if not isinstance(value, numbers.Real) or not value >= LEAST[name]:
+            if not isinstance(value, Number) or not value >= LEAST[name]:
                 raise ValueError(f"{label}={value!r}: must be a number >= {LEAST[name]}")
         elif np.shape(value) not in ((), (heads,)):
             raise ValueError(f"{label} has shape {np.shape(value)}: must be a scalar or [{heads}]")
