@@ -28,7 +28,7 @@ _ADJECTIVES = "old red small quiet golden wild".split()
 
 
 def read_text(path: str | Path) -> str:
-    """Content of a UTF-8 file, plain or gzip (told by its first bytes).
+    """Content of a UTF-8 file, plain or gzip (recognized by its first bytes).
 
     Raises:
         ValueError: a truncated gzip file, or bytes that are no UTF-8, with file and offset.
@@ -59,10 +59,11 @@ def made_text(seed: int, characters: int) -> str:
     length = 0
     while length <= characters:
         first = int(rng.integers(len(_NOUNS)))
-        subject, target = _NOUNS[first], _NOUNS[(first + 1) % len(_NOUNS)]
+        subject = _NOUNS[first]
+        target = _NOUNS[(first + 1) % len(_NOUNS)]
         verb = _VERBS[rng.integers(len(_VERBS))]
-        one, two = (_ADJECTIVES[i] for i in rng.integers(len(_ADJECTIVES), size=2))
-        lines.append(f"the {one} {subject} {verb} the {two} {target}.\n")
+        of_subject, of_target = (_ADJECTIVES[i] for i in rng.integers(len(_ADJECTIVES), size=2))
+        lines.append(f"the {of_subject} {subject} {verb} the {of_target} {target}.\n")
         length += len(lines[-1])
     return "".join(lines)[:characters]
 

@@ -24,8 +24,9 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
+from attention.arguments import check_knobs, check_per_head
 from attention.kernels import power
-from attention.tda import check_knobs, normalise, threshold
+from attention.tda import normalize, threshold
 
 BUDGET = 256  # candidates per sequence and kv head before decoding falls back to dense [our choice]
 
@@ -55,7 +56,7 @@ class Statistics(NamedTuple):
 def empty_cache(
     batch: int, max_len: int, kv_heads: int, dim: int, value_dim: int, dtype: Any = jnp.bfloat16
 ) -> SketchCache:
-    """Cache of no tokens with room for max_len."""
+    """Cache of no tokens that can take max_len."""
     shape = (2, batch, max_len, kv_heads)
     return SketchCache(
         k=jnp.zeros((*shape, dim), dtype),
@@ -72,15 +73,15 @@ def make_sketch(k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     wide = k.astype(jnp.float32)
     scale = jnp.max(jnp.abs(wide), axis=-1) / 127
     sketch = jnp.round(wide / jnp.where(scale > 0, scale, 1.0)[..., None]).astype(jnp.int8)
-    rest = wide - scale[..., None] * sketch.astype(jnp.float32)
-    return sketch, scale, jnp.sqrt(jnp.sum(rest * rest, axis=-1))
+    error = wide - scale[..., None] * sketch.astype(jnp.float32)
+    return sketch, scale, jnp.sqrt(jnp.sum(error * error, axis=-1))
 
 
 def append(cache: SketchCache, k: Array, v: Array) -> SketchCache:
     """Cache with N more tokens per sequence, each after what it holds; also the way to prefill.
 
     Args:
-        k: [2, B, N, K, D], need not be normalised; v: [B, N, K, Dv].
+        k: [2, B, N, K, D], need not be normalized; v: [B, N, K, Dv].
 
     Raises:
         ValueError: shapes do not fit, or the cache is full (where its length is known; under jit a
@@ -94,27 +95,33 @@ def append(cache: SketchCache, k: Array, v: Array) -> SketchCache:
             raise ValueError(f"{name} has shape {new.shape}, which does not fit {old.shape}")
     if v.shape[1] != k.shape[2]:
         raise ValueError(f"v has {v.shape[1]} tokens, k has {k.shape[2]}")
-    full = int(k.shape[2]) > cache.v.shape[1]
+    is_full = int(k.shape[2]) > cache.v.shape[1]
     if not isinstance(cache.length, Tracer):
-        full = int(jnp.max(cache.length)) + k.shape[2] > cache.v.shape[1]
-    if full:
+        is_full = int(jnp.max(cache.length)) + k.shape[2] > cache.v.shape[1]
+    if is_full:
         raise ValueError(f"k: {k.shape[2]} more tokens do not fit a cache of {cache.v.shape[1]}")
-    unit = normalise(jnp.asarray(k, jnp.float32)).astype(cache.k.dtype)
+    unit = normalize(jnp.asarray(k, jnp.float32)).astype(cache.k.dtype)
     sketch, scale, delta = make_sketch(unit)
 
-    def put(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
-        one = lambda o, n, at: lax.dynamic_update_slice_in_dim(o, n.astype(o.dtype), at, axis - 1)
-        # The batch axis is the one before the tokens.
-        return jax.vmap(one, (axis - 1, axis - 1, 0), axis - 1)(old, new, cache.length)
-
     return SketchCache(
-        k=put(cache.k, unit, 2),
-        v=put(cache.v, jnp.asarray(v), 1),
-        sketch=put(cache.sketch, sketch, 2),
-        scale=put(cache.scale, scale, 2),
-        delta=put(cache.delta, delta, 2),
+        k=_write_rows(cache.k, unit, cache.length, axis=2),
+        v=_write_rows(cache.v, jnp.asarray(v), cache.length, axis=1),
+        sketch=_write_rows(cache.sketch, sketch, cache.length, axis=2),
+        scale=_write_rows(cache.scale, scale, cache.length, axis=2),
+        delta=_write_rows(cache.delta, delta, cache.length, axis=2),
         length=cache.length + k.shape[2],
     )
+
+
+def _write_rows(slots: jax.Array, new: jax.Array, starts: jax.Array, *, axis: int) -> jax.Array:
+    """`slots` with `new` along the axis of tokens, each sequence from its own start, int32 [B]."""
+
+    def write(row: jax.Array, new_row: jax.Array, start: jax.Array) -> jax.Array:
+        new_row = new_row.astype(row.dtype)
+        return lax.dynamic_update_slice_in_dim(row, new_row, start, axis - 1)
+
+    batch_axis = axis - 1  # the one before the tokens
+    return jax.vmap(write, (batch_axis, batch_axis, 0), batch_axis)(slots, new, starts)
 
 
 def _prepare(
@@ -124,12 +131,11 @@ def _prepare(
     _, B, _, K, D = cache.k.shape
     if q.ndim != 4 or q.shape[:2] != (2, B) or q.shape[3] != D or q.shape[2] % K:
         raise ValueError(f"q has shape {q.shape}, expected [2, {B}, H, {D}], H a multiple of {K}")
-    if lam.shape != q.shape[2:3]:
-        raise ValueError(f"lam has shape {lam.shape}, expected [{q.shape[2]}], one value per head")
-    check_knobs(q.shape[2], beta, kappa, p)
+    check_per_head("lam", lam, q.shape[2])
+    check_knobs("tda", {"beta": beta, "kappa": kappa, "p": p}, q.shape[2], group="")
     tau = threshold(cache.length[:, None], D, beta, kappa)  # [B, H or 1, 1]
     tau = jnp.broadcast_to(tau[..., 0], (B, q.shape[2])).reshape(B, K, -1)
-    unit = normalise(jnp.asarray(q, jnp.float32)).astype(cache.k.dtype)
+    unit = normalize(jnp.asarray(q, jnp.float32)).astype(cache.k.dtype)
     return unit.reshape(2, B, K, -1, D), tau
 
 
@@ -175,21 +181,22 @@ def candidates(q: jax.Array, cache: SketchCache, tau: jax.Array) -> jax.Array:
     score it stands for (each at most D * 2^-23 for vectors of norm near 1, also with the truncating
     sums of tensor cores) and of delta.
     """
-    D, S = q.shape[-1], cache.v.shape[1]
-    exact = cache.k.dtype == jnp.float32
+    D = q.shape[-1]
+    S = cache.v.shape[1]
+    is_exact = cache.k.dtype == jnp.float32
     product = jnp.einsum(
         "vbkgd,vbskd->vbkgs",
         q,
         cache.sketch.astype(cache.k.dtype),  # integers to 127 are exact in bfloat16
-        precision="highest" if exact else "default",
+        precision="highest" if is_exact else "default",
         preferred_element_type=jnp.float32,
     )
     by_head = lambda x: jnp.swapaxes(x, 2, 3)[:, :, :, None]
     wide = q.astype(jnp.float32)
     norm = jnp.sqrt(jnp.sum(wide * wide, axis=-1))[..., None]
     bound = product * by_head(cache.scale) + norm * by_head(cache.delta) + D * 2.0**-20
-    held = jnp.arange(S, dtype=jnp.int32)[None] < cache.length[:, None]
-    return (bound > tau[None, ..., None]).any((0, 3)) & held[:, None]
+    is_cached = jnp.arange(S, dtype=jnp.int32)[None] < cache.length[:, None]
+    return (bound > tau[None, ..., None]).any((0, 3)) & is_cached[:, None]
 
 
 def gathered_weights(
@@ -242,7 +249,7 @@ def sketch_decode(
     Equal to `tda_attention` of that row: append the token first, then decode it.
 
     Args:
-        q: [2, B, H, D], need not be normalised; H a multiple of the cache's K.
+        q: [2, B, H, D], need not be normalized; H a multiple of the cache's K.
         lam, beta, kappa, p: as `tda_attention`.
         budget: candidates that can be gathered per sequence and kv head. If any has more, the
             step is dense, so the result never depends on it.
@@ -253,8 +260,8 @@ def sketch_decode(
     unit, tau = _prepare(q, cache, lam, beta, kappa, p)
     budget = min(budget, cache.v.shape[1])
     marked = candidates(unit, cache, tau)
-    number = marked.sum(-1, dtype=jnp.int32)
-    overflow = jnp.any(number > budget)
+    num_marked = marked.sum(-1, dtype=jnp.int32)
+    overflow = jnp.any(num_marked > budget)
 
     def sparse() -> tuple[jax.Array, jax.Array]:
         _, w, values = gathered_weights(unit, cache, tau, marked, p, budget)
@@ -266,4 +273,4 @@ def sketch_decode(
 
     o, survivors = lax.cond(overflow, dense, sparse)
     survivors = survivors.reshape(2, q.shape[1], q.shape[2])
-    return o, Statistics(candidates=number, survivors=survivors, dense=overflow)
+    return o, Statistics(candidates=num_marked, survivors=survivors, dense=overflow)

@@ -25,9 +25,10 @@ import jax.numpy as jnp
 
 from attention import masks
 from attention.kernels import Spec, pallas_gpu, xla
-from attention.tda import normalise, threshold
+from attention.tda import normalize, threshold
 
-FORWARD, GRADIENT = 5e-3, 1e-2
+FORWARD = 5e-3
+GRADIENT = 1e-2
 BETA = 0.75
 NAMES = ("dq", "dk", "dv", "dtau", "dlam")
 SPEC = Spec(causal=True, p=2)
@@ -53,8 +54,8 @@ def hopper() -> Any:
         devices = jax.devices("gpu")
     except RuntimeError:
         return None
-    found = (d for d in devices if str(getattr(d, "compute_capability", "")).startswith("9."))
-    return next(found, None)
+    hoppers = (d for d in devices if str(getattr(d, "compute_capability", "")).startswith("9."))
+    return next(hoppers, None)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -67,23 +68,24 @@ def planted(shape: Shape, seed: int = 0) -> tuple[jax.Array, ...]:
     """
     T, D, H, K, clustered = shape
     keys = jax.random.split(jax.random.key(seed), 6)
-    centres = jax.random.normal(keys[0], (8, D))
+    centers = jax.random.normal(keys[0], (8, D))
 
-    def near_some_centre(key: jax.Array, heads: int) -> jax.Array:
+    def near_a_center(key: jax.Array, heads: int) -> jax.Array:
         which, noise = jax.random.split(key)
         pick = jax.random.randint(which, (2, 1, T, heads), 0, 8)
         if clustered:
             at = jnp.arange(T, dtype=jnp.int32)[:, None] * 8 // T
             pick = jnp.broadcast_to(at, pick.shape)
-        return jax.random.normal(noise, (*pick.shape, D)) + 1.3 * centres[pick]
+        return jax.random.normal(noise, (*pick.shape, D)) + 1.3 * centers[pick]
 
-    q, k = near_some_centre(keys[1], H), near_some_centre(keys[2], K)
+    q = near_a_center(keys[1], H)
+    k = near_a_center(keys[2], K)
     half = lambda x: x.astype(jnp.bfloat16)
     n = masks.row_lengths(T, T, causal=True, q_segment_ids=None, kv_segment_ids=None, q_offset=0)
     tau = jnp.broadcast_to(threshold(n, D, BETA, 1.0), (1, H, T))
     return (
-        half(normalise(q)),
-        half(normalise(k)),
+        half(normalize(q)),
+        half(normalize(k)),
         half(jax.random.normal(keys[3], (1, T, K, D))),
         tau,
         jax.random.uniform(keys[4], (H,), minval=0.2, maxval=0.8),
@@ -128,13 +130,13 @@ def compare(shape: Shape, implementation: Callable[..., jax.Array]) -> dict[str,
 
     wide = [x.astype(jnp.float32) for x in inputs]
     wanted = run(oracle, g, *wide)
-    found, again = (run(implementation, g, *inputs) for _ in range(2))
+    results, repeated = (run(implementation, g, *inputs) for _ in range(2))
     norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32))))
     errors = {
         name: float(norm(a.astype(jnp.float32) - b) / norm(b))
-        for name, a, b in zip(("o", *NAMES), found, wanted, strict=True)
+        for name, a, b in zip(("o", *NAMES), results, wanted, strict=True)
     }
-    same = all(bool(jnp.array_equal(a, b)) for a, b in zip(found, again, strict=True))
+    same = all(bool(jnp.array_equal(a, b)) for a, b in zip(results, repeated, strict=True))
     return {
         **shape._asdict(),
         "density": float(density(inputs[0], inputs[1], inputs[3])),

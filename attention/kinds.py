@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every kind of attention behind one door: same layout, same masks, one weight matrix A each.
+"""Every kind of attention by one function: same layout, same masks, one weight matrix A each.
 
 With s_ij = <q_i, k_j> * logit_scale + bias_ij over the keys that row i sees, and n_i their number:
 
@@ -24,19 +24,19 @@ import functools
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from attention import masks, tda
+from attention.arguments import check_arguments, check_knobs
 from attention.kernels import power
 from attention.names import (
     BIASED,
     KINDS,
-    check_kind,
+    KNOBS,
     implementations,
     needs_output_norm,
     takes_bias,
@@ -46,6 +46,7 @@ from attention.names import (
 __all__ = [
     "BIASED",
     "KINDS",
+    "KNOBS",
     "apply_map",
     "attention",
     "attention_map",
@@ -55,20 +56,6 @@ __all__ = [
     "views",
 ]
 Values = jax.Array | np.ndarray
-_SCALE = frozenset({"logit_scale"})
-_THRESHOLD = frozenset({"beta", "kappa", "p"})
-KNOBS = MappingProxyType(
-    {
-        "softmax": _SCALE,
-        "ssmax": _SCALE | {"scale"},
-        "rela": _SCALE,
-        "tra": _THRESHOLD,
-        "diff": _SCALE | {"lam"},
-        "sigmoid": _SCALE,
-        "entmax15": _SCALE,
-        "tda": _THRESHOLD | {"lam"},
-    }
-)
 DEFAULTS = MappingProxyType({"lam": 0.5, "scale": 1.0, "beta": 1.0, "kappa": 1.0, "p": 2})
 NO_KNOBS: Mapping[str, Any] = MappingProxyType({})
 CHUNK = 512  # queries per block: scores of a block are [B, H, CHUNK, S]
@@ -105,22 +92,24 @@ def attention(
     Raises:
         ValueError: an argument is malformed; kind, knob, bias or implementation is not allowed.
     """
-    q, k, v, bias = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), _array(bias)
-    _check(q, k, kind, bias, knobs, q_segment_ids, kv_segment_ids, q_offset)
-    _check_value(q, k, v)
+    q = jnp.asarray(q)
+    k = jnp.asarray(k)
+    v = jnp.asarray(v)
+    bias = _array(bias)
     mask = {
-        "causal": causal,
         "q_segment_ids": q_segment_ids,
         "kv_segment_ids": kv_segment_ids,
         "q_offset": q_offset,
     }
-    if implementation is not None and implementation not in implementations(kind):
-        names = ", ".join(implementations(kind))
-        raise ValueError(f"implementation={implementation!r}: {kind} allows None, {names}")
+    check_arguments(kind, q, k, v, bias=bias, **mask, implementation=implementation)
+    check_knobs(kind, knobs, q.shape[3])
+    mask["causal"] = causal
     if kind == "tda":
-        rest = {name: knobs[name] for name in ("beta", "kappa", "p") if name in knobs}
+        threshold_knobs = {name: knobs[name] for name in ("beta", "kappa", "p") if name in knobs}
         lam = _per_head(knobs, "lam", q.shape[3], _accumulator(q))
-        return tda.tda_attention(q, k, v, lam, **rest, **mask, implementation=implementation)
+        return tda.tda_attention(
+            q, k, v, lam, **threshold_knobs, **mask, implementation=implementation
+        )
     if implementation == "reference":
         A = attention_map(q, k, kind=kind, bias=bias, knobs=knobs, **mask)
         return apply_map(A, v)
@@ -149,17 +138,21 @@ def attention_map(
 
     Arguments and errors are those of `attention`.
     """
-    q, k, bias = jnp.asarray(q), jnp.asarray(k), _array(bias)
-    _check(q, k, kind, bias, knobs, q_segment_ids, kv_segment_ids, q_offset)
+    q = jnp.asarray(q)
+    k = jnp.asarray(k)
+    bias = _array(bias)
     mask = {
-        "causal": causal,
         "q_segment_ids": q_segment_ids,
         "kv_segment_ids": kv_segment_ids,
         "q_offset": q_offset,
     }
+    check_arguments(kind, q, k, bias=bias, **mask)
+    check_knobs(kind, knobs, q.shape[3])
+    mask["causal"] = causal
     T, S = q.shape[2], k.shape[2]
-    seen, lengths = masks.visible(T, S, **mask), masks.row_lengths(T, S, **mask)
-    return _weights(*_unit(q, k, kind), kind, seen, lengths, bias, knobs)
+    seen = masks.visible(T, S, **mask)
+    lengths = masks.row_lengths(T, S, **mask)
+    return _weights(*_comparable(q, k, kind), kind, seen, lengths, bias, knobs)
 
 
 def apply_map(A: jax.Array, v: jax.Array) -> jax.Array:
@@ -190,7 +183,7 @@ def entmax15(scores: jax.Array, seen: jax.Array) -> jax.Array:
     half = jnp.where(seen, half - jnp.where(jnp.isfinite(top), top, 0.0), -2.0)
     half = jnp.maximum(half, -2.0)
 
-    def newton(t: jax.Array, x: jax.Array) -> jax.Array:
+    def newton_step(t: jax.Array, x: jax.Array) -> jax.Array:
         excess = jnp.maximum(x - t, 0.0)
         norm = jnp.sqrt(jnp.sum(excess * excess, axis=-1, keepdims=True))
         total = jnp.sum(excess, axis=-1, keepdims=True)
@@ -198,7 +191,7 @@ def entmax15(scores: jax.Array, seen: jax.Array) -> jax.Array:
 
     fixed = jax.lax.stop_gradient(half)
     start = jnp.full_like(fixed[..., :1], -1.0)
-    t = jax.lax.fori_loop(0, NEWTON_STEPS, lambda _, t: newton(t, fixed), start)
+    t = jax.lax.fori_loop(0, NEWTON_STEPS, lambda _, t: newton_step(t, fixed), start)
     t = jax.lax.stop_gradient(t)
     # Written without the square root, whose slope is infinite in rows that see nothing.
     excess = jnp.maximum(half - t, 0.0)
@@ -217,9 +210,9 @@ def _accumulator(x: jax.Array) -> Any:
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _unit(q: jax.Array, k: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
-    """Queries and keys of unit norm for the kinds that compare cosines."""
-    return (tda.normalise(q), tda.normalise(k)) if kind in ("tra", "tda") else (q, k)
+def _comparable(q: jax.Array, k: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
+    """Queries and keys as `_weights` takes them: of unit norm for kinds that compare cosines."""
+    return (tda.normalize(q), tda.normalize(k)) if kind in ("tra", "tda") else (q, k)
 
 
 def _per_head(knobs: Mapping[str, Any], name: str, heads: int, dtype: Any) -> jax.Array:
@@ -231,9 +224,10 @@ def _softmax(scores: jax.Array, seen: jax.Array) -> jax.Array:
     """Softmax over what is seen; rows that see nothing give 0 and a gradient of 0."""
     top = jnp.max(scores, axis=-1, keepdims=True, where=seen, initial=-jnp.inf)
     top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0.0))
-    grown = jnp.where(seen, jnp.exp(jnp.where(seen, scores - top, 0.0)), 0.0)
-    total = jnp.sum(grown, axis=-1, keepdims=True)
-    return grown / jnp.where(total > 0, total, 1.0)
+    # The inner where keeps the exponential, and so its slope, finite where scores are hidden.
+    exponentials = jnp.where(seen, jnp.exp(jnp.where(seen, scores - top, 0.0)), 0.0)
+    total = jnp.sum(exponentials, axis=-1, keepdims=True)
+    return exponentials / jnp.where(total > 0, total, 1.0)
 
 
 def _weights(
@@ -259,12 +253,15 @@ def _weights(
     s = s.reshape(V, B, H, T, S)
     seen = jnp.broadcast_to(seen[:, None], (B, H, T, S))
     if kind in ("tra", "tda"):
-        beta, kappa = knobs.get("beta", 1.0), knobs.get("kappa", 1.0)
+        beta = knobs.get("beta", DEFAULTS["beta"])
+        kappa = knobs.get("kappa", DEFAULTS["kappa"])
         tau = tda.threshold(lengths, D, beta, kappa, dtype=wide)[..., None]
-        w = power(jnp.where(seen[None], jax.nn.relu(s - tau[None]), 0.0), knobs.get("p", 2))
+        excess = jnp.where(seen[None], jax.nn.relu(s - tau[None]), 0.0)
+        w = power(excess, knobs.get("p", DEFAULTS["p"]))
         if kind == "tra":
             return w[0]
-        return w[0] - _per_head(knobs, "lam", H, wide)[None, :, None, None] * w[1]
+        lam = _per_head(knobs, "lam", H, wide)[None, :, None, None]
+        return w[0] - lam * w[1]
     s = s * jnp.asarray(knobs.get("logit_scale", 1.0 / math.sqrt(D)), wide)
     log_n = jnp.log(jnp.maximum(lengths, 1).astype(wide))[:, None, :, None]
     if kind == "ssmax":
@@ -283,6 +280,16 @@ def _weights(
     return entmax15(s[0], seen)
 
 
+class _Rows(NamedTuple):
+    """What belongs to queries, in blocks of CHUNK."""
+
+    q: jax.Array  # [blocks, V, B, CHUNK, H, D]
+    lengths: jax.Array  # int [blocks, B or 1, CHUNK], keys that each row sees
+    first: jax.Array  # int32 [blocks], index of the block's first row
+    ids: jax.Array | None  # int32 [blocks, B, CHUNK], segment ids
+    bias: jax.Array | None  # [blocks, B or 1, H, CHUNK, S]
+
+
 def _chunked(
     q: jax.Array,
     k: jax.Array,
@@ -295,43 +302,45 @@ def _chunked(
     """A v in blocks of CHUNK queries, each recomputed in the backward pass."""
     _, B, T, H, _ = q.shape
     S = k.shape[2]
-    q, k = _unit(q, k, kind)
+    q, k = _comparable(q, k, kind)
     lengths = masks.row_lengths(T, S, **mask)
     if T <= CHUNK:
         seen = masks.visible(T, S, **mask)
         return apply_map(_weights(q, k, kind, seen, lengths, bias, knobs), v)
-    blocks = -(-T // CHUNK)
+    num_blocks = -(-T // CHUNK)
     offset = jnp.asarray(masks.resolve_offset(T, S, mask["q_offset"]), jnp.int32)
+    q_ids = mask["q_segment_ids"]
+    rows = _Rows(
+        q=_blocks(q, num_blocks, axis=2),
+        lengths=_blocks(lengths, num_blocks, axis=1),
+        first=jnp.arange(num_blocks, dtype=jnp.int32) * CHUNK,
+        ids=None if q_ids is None else _blocks(jnp.asarray(q_ids, jnp.int32), num_blocks, axis=1),
+        bias=None if bias is None else _blocks(bias, num_blocks, axis=2),
+    )
 
-    def split(x: jax.Array, axis: int) -> jax.Array:
-        """Blocks of rows in front; rows added at the end see nothing and are cut off again."""
-        widths = [(0, blocks * CHUNK - T if a == axis else 0) for a in range(x.ndim)]
-        shape = (*x.shape[:axis], blocks, CHUNK, *x.shape[axis + 1 :])
-        return jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis, 0)
-
-    q_ids, kv_ids = mask["q_segment_ids"], mask["kv_segment_ids"]
-    rows: dict[str, Any] = {"q": split(q, 2), "lengths": split(lengths, 1)}
-    rows["first"] = jnp.arange(blocks, dtype=jnp.int32) * CHUNK
-    if q_ids is not None:
-        rows["ids"] = split(jnp.asarray(q_ids, jnp.int32), 1)
-    if bias is not None:
-        rows["bias"] = split(bias, 2)
-
+    # prevent_cse=False: inside the loop of `lax.map` nothing can be shared with the forward pass.
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def block(k: jax.Array, v: jax.Array, rows: Mapping[str, Any]) -> jax.Array:
+    def attend_block(k: jax.Array, v: jax.Array, rows: _Rows) -> jax.Array:
         seen = masks.visible(
             CHUNK,
             S,
             causal=mask["causal"],
-            q_segment_ids=rows.get("ids"),
-            kv_segment_ids=kv_ids,
-            q_offset=offset + rows["first"],
+            q_segment_ids=rows.ids,
+            kv_segment_ids=mask["kv_segment_ids"],
+            q_offset=offset + rows.first,
         )
-        A = _weights(rows["q"], k, kind, seen, rows["lengths"], rows.get("bias"), knobs)
+        A = _weights(rows.q, k, kind, seen, rows.lengths, rows.bias, knobs)
         return apply_map(A, v)
 
-    out = jax.lax.map(lambda rows: block(k, v, rows), rows)  # [blocks, B, CHUNK, H, Dv]
-    return jnp.moveaxis(out, 0, 1).reshape(B, blocks * CHUNK, H, v.shape[3])[:, :T]
+    out = jax.lax.map(lambda rows: attend_block(k, v, rows), rows)  # [blocks, B, CHUNK, H, Dv]
+    return jnp.moveaxis(out, 0, 1).reshape(B, num_blocks * CHUNK, H, v.shape[3])[:, :T]
+
+
+def _blocks(x: jax.Array, count: int, *, axis: int) -> jax.Array:
+    """Blocks of rows in front; rows added at the end see nothing and are cut off again."""
+    widths = [(0, count * CHUNK - size if a == axis else 0) for a, size in enumerate(x.shape)]
+    shape = (*x.shape[:axis], count, CHUNK, *x.shape[axis + 1 :])
+    return jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis, 0)
 
 
 def _library_softmax(
@@ -345,8 +354,8 @@ def _library_softmax(
 ) -> jax.Array:
     """`jax.nn.dot_product_attention`; q [B, T, H, D], k and v with heads of one width."""
     T, S = q.shape[1], k.shape[1]
-    plain = _is_plain(T, S, mask)
-    dense = None if plain else masks.visible(T, S, **mask)
+    needs_no_mask = _needs_no_mask(T, S, mask)
+    dense = None if needs_no_mask else masks.visible(T, S, **mask)
     out = jax.nn.dot_product_attention(
         q,
         k,
@@ -354,17 +363,18 @@ def _library_softmax(
         bias=None if bias is None else bias.astype(q.dtype if use_cudnn else _accumulator(q)),
         mask=None if dense is None else jnp.broadcast_to(dense[:, None], (q.shape[0], 1, T, S)),
         scale=float(knobs.get("logit_scale", 1.0 / math.sqrt(q.shape[-1]))),
-        is_causal=plain and mask["causal"],
+        is_causal=needs_no_mask and mask["causal"],
         implementation="cudnn" if use_cudnn else "xla",
     )
     if dense is None:
         return out
-    alive = jnp.broadcast_to(dense.any(axis=-1)[:, :, None, None], out.shape)
-    return jnp.where(alive, out, jnp.zeros((), out.dtype))
+    # jax.nn spreads a row that sees nothing evenly over all keys; here it gives 0.
+    sees_a_key = jnp.broadcast_to(dense.any(axis=-1)[:, :, None, None], out.shape)
+    return jnp.where(sees_a_key, out, jnp.zeros((), out.dtype))
 
 
-def _is_plain(T: int, S: int, mask: Mapping[str, Any]) -> bool:
-    """Whether no mask array is needed: no segments, and causal only with aligned first rows."""
+def _needs_no_mask(T: int, S: int, mask: Mapping[str, Any]) -> bool:
+    """Whether flags say it all: no segments, and causal only with aligned first rows."""
     if mask["q_segment_ids"] is not None:
         return False
     offset = masks.resolve_offset(T, S, mask["q_offset"])
@@ -383,78 +393,6 @@ def _cudnn_covers(
         and D <= 128
         and D % 8 == 0
         and v.shape[3] == D
-        and _is_plain(q.shape[2], k.shape[2], mask)
+        and _needs_no_mask(q.shape[2], k.shape[2], mask)
         and float(getattr(jax.devices()[0], "compute_capability", "0")) >= 8.0
     )
-
-
-def _check(
-    q: jax.Array,
-    k: jax.Array,
-    kind: str,
-    bias: jax.Array | None,
-    knobs: Mapping[str, Any],
-    q_ids: masks.Ids,
-    kv_ids: masks.Ids,
-    q_offset: masks.Offset,
-) -> None:
-    """ValueError naming the first argument that is not allowed, and what is."""
-    check_kind(kind)
-    V = views(kind)
-    if q.ndim != 5 or q.shape[0] != V:
-        raise ValueError(f"q has shape {q.shape}: {kind} takes [{V}, B, T, H, D]")
-    _, B, T, H, D = q.shape
-    if k.ndim != 5 or (*k.shape[:2], k.shape[4]) != (V, B, D):
-        raise ValueError(f"k has shape {k.shape}: {kind} takes [{V}, {B}, S, Hkv, {D}] to match q")
-    S, kv_heads = k.shape[2:4]
-    if H % kv_heads:
-        raise ValueError(f"q has H={H} heads, which is not a multiple of the Hkv={kv_heads} of k")
-    if not jnp.issubdtype(q.dtype, jnp.floating) or k.dtype != q.dtype:
-        raise ValueError(f"k has dtype {k.dtype} and q {q.dtype}: they must agree and be floating")
-    unknown = set(knobs) - KNOBS[kind]
-    if unknown:
-        allowed = ", ".join(sorted(KNOBS[kind]))
-        raise ValueError(f"knobs {sorted(unknown)}: {kind} allows {allowed}")
-    _check_knobs(knobs, H)
-    if bias is not None and kind not in BIASED:
-        raise ValueError(f"bias: {kind} adds none to its scores; allowed for {', '.join(BIASED)}")
-    if bias is not None and bias.shape not in ((B, H, T, S), (1, H, T, S)):
-        raise ValueError(f"bias has shape {bias.shape}: must be [{B} or 1, {H}, {T}, {S}]")
-    if (q_ids is None) != (kv_ids is None):
-        name = "q_segment_ids" if q_ids is None else "kv_segment_ids"
-        raise ValueError(f"{name} is missing: give both segment ids or neither")
-    for name, ids, length in (("q_segment_ids", q_ids, T), ("kv_segment_ids", kv_ids, S)):
-        if ids is None:
-            continue
-        if ids.shape != (B, length) or not jnp.issubdtype(ids.dtype, jnp.integer):
-            raise ValueError(
-                f"{name} is {ids.dtype} of shape {ids.shape}: must be integers [{B}, {length}]"
-            )
-    if q_offset is not None and np.shape(q_offset) not in ((), (B,)):
-        raise ValueError(f"q_offset has shape {np.shape(q_offset)}: must be an int or [{B}]")
-
-
-def _check_knobs(knobs: Mapping[str, Any], heads: int) -> None:
-    for name, value in knobs.items():
-        if name in ("logit_scale", "p"):
-            if not isinstance(value, int | float) or value < (1 if name == "p" else 0):
-                least = "1" if name == "p" else "0"
-                raise ValueError(f"knobs[{name!r}]={value!r}: must be a number >= {least}")
-        elif np.shape(value) not in ((), (heads,)):
-            raise ValueError(
-                f"knobs[{name!r}] has shape {np.shape(value)}: must be a scalar or [{heads}]"
-            )
-        elif (
-            name in ("beta", "kappa")
-            and not isinstance(value, Tracer)
-            and not np.all(np.asarray(value) > 0)
-        ):
-            raise ValueError(f"knobs[{name!r}]={value}: must be > 0")
-
-
-def _check_value(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
-    B, (S, kv_heads) = q.shape[1], k.shape[2:4]
-    if v.ndim != 4 or v.shape[:3] != (B, S, kv_heads):
-        raise ValueError(f"v has shape {v.shape}: must be [{B}, {S}, {kv_heads}, Dv] to match k")
-    if v.dtype != q.dtype:
-        raise ValueError(f"v has dtype {v.dtype} and q {q.dtype}: they must agree")

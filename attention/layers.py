@@ -52,8 +52,8 @@ def layer_norm(
         eps: inside the square root, > 0.
     """
     wide = _wide(x)
-    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    out = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + eps)
+    centered = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    out = centered * jax.lax.rsqrt(jnp.mean(centered * centered, axis=-1, keepdims=True) + eps)
     if scale is not None:
         out = out * _along_last(scale, out)
     if bias is not None:
@@ -103,8 +103,8 @@ def rope_frequencies(
         if llama3.high <= llama3.low:
             raise ValueError(f"llama3={llama3}: high must be > low")
         turns = llama3.original * frequencies / (2 * math.pi)  # over the original context
-        keep = np.clip((turns - llama3.low) / (llama3.high - llama3.low), 0.0, 1.0)
-        frequencies = frequencies * (keep + (1.0 - keep) / llama3.factor)
+        share_as_is = np.clip((turns - llama3.low) / (llama3.high - llama3.low), 0.0, 1.0)
+        frequencies = frequencies * (share_as_is + (1.0 - share_as_is) / llama3.factor)
     return frequencies.astype(np.float32)
 
 
@@ -126,9 +126,12 @@ def rope(x: jax.Array, positions: jax.Array, frequencies: np.ndarray | jax.Array
     angle = positions.astype(jnp.float32)[:, :, None, None] * frequencies
     angle = angle.reshape((1,) * (x.ndim - 4) + angle.shape)  # [..., B, T, 1, D / 2]
     wide = _wide(x)
-    cos, sin = jnp.cos(angle).astype(wide.dtype), jnp.sin(angle).astype(wide.dtype)
-    a, b = wide[..., :half], wide[..., half:]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+    cos = jnp.cos(angle).astype(wide.dtype)
+    sin = jnp.sin(angle).astype(wide.dtype)
+    first = wide[..., :half]
+    second = wide[..., half:]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
 
 
 def segment_positions(segment_ids: jax.Array | None, length: int) -> jax.Array:
@@ -178,8 +181,9 @@ def relative_buckets(
     ahead = jnp.arange(num_keys, dtype=jnp.int32)[None, :] - queries
     distance = jnp.abs(ahead) if bidirectional else jnp.maximum(-ahead, 0)
     ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact)
-    grown = exact + (ratio / math.log(max_distance / exact) * (per_side - exact)).astype(jnp.int32)
-    bucket = jnp.where(distance < exact, distance, jnp.minimum(grown, per_side - 1))
+    steps = ratio / math.log(max_distance / exact) * (per_side - exact)
+    logarithmic = exact + steps.astype(jnp.int32)
+    bucket = jnp.where(distance < exact, distance, jnp.minimum(logarithmic, per_side - 1))
     return bucket + jnp.where(ahead > 0, per_side, 0) if bidirectional else bucket
 
 

@@ -54,7 +54,8 @@ def visible(
     mask = keys[None, None] <= last_visible(T, S, causal, q_offset)[:, :, None]
     if q_segment_ids is None or kv_segment_ids is None:
         return mask
-    q_ids, kv_ids = jnp.asarray(q_segment_ids), jnp.asarray(kv_segment_ids)
+    q_ids = jnp.asarray(q_segment_ids)
+    kv_ids = jnp.asarray(kv_segment_ids)
     return mask & (q_ids[:, :, None] == kv_ids[:, None, :]) & (q_ids != 0)[:, :, None]
 
 

@@ -1,11 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kinds of attention by name and what is known of each: for configs, before JAX is imported."""
 
+from types import MappingProxyType
+
 KINDS = ("softmax", "ssmax", "rela", "tra", "diff", "sigmoid", "entmax15", "tda")
 TWO_VIEWS = ("diff", "tda")
 BIASED = ("softmax", "ssmax", "diff", "sigmoid", "entmax15")
 NORMED = ("rela", "tra", "diff", "tda")
 TDA_IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu", "interpret")
+_SCALE = frozenset({"logit_scale"})
+_THRESHOLD = frozenset({"beta", "kappa", "p"})
+KNOBS = MappingProxyType(
+    {
+        "softmax": _SCALE,
+        "ssmax": _SCALE | {"scale"},
+        "rela": _SCALE,
+        "tra": _THRESHOLD,
+        "diff": _SCALE | {"lam"},
+        "sigmoid": _SCALE,
+        "entmax15": _SCALE,
+        "tda": _THRESHOLD | {"lam"},
+    }
+)
+"""What may be set of each kind, see attention.kinds.attention."""
 
 
 def check_kind(kind: str) -> None:

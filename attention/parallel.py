@@ -3,7 +3,7 @@
 
 `sharded_tda` splits batch over "data" and heads over "model": kernels are not partitioned
 automatically, and no communication is needed. `sequence_parallel_tda` splits the keys: without a
-normaliser the results of disjoint key sets simply add, o(K u K') = o(K) + o(K'), so one psum joins
+normalizer the results of disjoint key sets simply add, o(K u K') = o(K) + o(K'), so one psum joins
 them, with no log-sum-exp to merge. Thresholds come from global row lengths.
 """
 
@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from attention import masks
 from attention.kernels import Spec
-from attention.tda import check, dispatch, normalise, tda_attention, threshold
+from attention.tda import check_tda_arguments, dispatch, normalize, tda_attention, threshold
 
 
 def _axis(mesh: Mesh, name: str, size: int, what: str) -> str | None:
@@ -59,7 +59,18 @@ def sharded_tda(
     Raises:
         ValueError: B is not a multiple of "data", or Hkv of "model"; or as tda_attention.
     """
-    check(q, k, v, lam, q_segment_ids, kv_segment_ids, q_offset, None)
+    # Here, where beta and kappa are numbers yet: inside shard_map they are traced.
+    check_tda_arguments(
+        q,
+        k,
+        v,
+        lam,
+        beta=beta,
+        kappa=kappa,
+        q_segment_ids=q_segment_ids,
+        kv_segment_ids=kv_segment_ids,
+        q_offset=q_offset,
+    )
     data = _axis(mesh, "data", v.shape[0], "q: batch B")
     model = _axis(mesh, "model", v.shape[2], "k: number of heads Hkv")
     P = PartitionSpec
@@ -79,7 +90,8 @@ def sharded_tda(
     def local(q: Any, k: Any, v: Any, lam: Any, arrays: Any) -> jax.Array:
         return tda_attention(q, k, v, lam, **arrays, **options)
 
-    views, values = P(None, data, None, model), P(data, None, model)
+    views = P(None, data, None, model)
+    values = P(data, None, model)
     return jax.shard_map(
         local,
         mesh=mesh,
@@ -117,7 +129,18 @@ def sequence_parallel_tda(
     Raises:
         ValueError: S is not a multiple of the axis; or as tda_attention.
     """
-    check(q, k, v, lam, q_segment_ids, kv_segment_ids, None, implementation)
+    check_tda_arguments(
+        q,
+        k,
+        v,
+        lam,
+        beta=beta,
+        kappa=kappa,
+        p=p,
+        q_segment_ids=q_segment_ids,
+        kv_segment_ids=kv_segment_ids,
+        implementation=implementation,
+    )
     B, T, H, D = q.shape[1:]
     S = k.shape[2]
     if axis not in mesh.shape:
@@ -129,7 +152,8 @@ def sequence_parallel_tda(
     tau = threshold(lengths, D, beta, kappa, dtype=jnp.promote_types(v.dtype, jnp.float32))
     tau = jnp.broadcast_to(tau, (B, H, T))
     P = PartitionSpec
-    ids, ids_specs = None, None
+    ids = None
+    ids_specs = None
     if q_segment_ids is not None and kv_segment_ids is not None:
         ids = (jnp.asarray(q_segment_ids), jnp.asarray(kv_segment_ids))
         ids_specs = (P(), P(None, axis))
@@ -140,7 +164,7 @@ def sequence_parallel_tda(
             start = lax.axis_index(axis) * k.shape[2]
             offset = jnp.broadcast_to(jnp.asarray(S - T - start, jnp.int32), (B,))
         segments = (None, None) if ids is None else ids
-        arguments = (normalise(q), normalise(k), v, tau, lam, *segments)
+        arguments = (normalize(q), normalize(k), v, tau, lam, *segments)
         o = dispatch(implementation, arguments, offset, Spec(causal=causal, p=p))
         # Parts are added in float32: a bfloat16 sum would round once per device.
         return lax.psum(o.astype(tau.dtype), axis).astype(o.dtype)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What attention maps do: exact zeros, survivors, live tiles, mute rows, the first token, entropy.
 
-Works on any map, signed and unnormalised ones included: a [.., T, S] of weights (o = a @ v) and
+Works on any map, signed and unnormalized ones included: a [.., T, S] of weights (o = a @ v) and
 `mask`, bool, broadcastable to it, of visible pairs. An entry survives if it is not exactly 0.
 A share of zeros is no speed-up: only a tile without survivors can be skipped, so quote
 `live_tile_share` of the very tensors timed.
@@ -23,7 +23,7 @@ def expected_survivors(
     """Expected survivors of a row of n keys, for independent uniform unit vectors.
 
     The cosine c of two of them has P(c > tau) = I_{1 - tau^2}((dim - 1) / 2, 1 / 2) / 2, the
-    regularised incomplete beta function: the area of a spherical cap. Sharper than the
+    regularized incomplete beta function: the area of a spherical cap. Sharper than the
     sub-Gaussian bound n^(1 - beta^2) kappa^(beta^2) of the paper's theorem [secondary].
 
     Returns:
@@ -41,8 +41,8 @@ def _visible(a: Array, mask: Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where(full, jnp.abs(jnp.asarray(a)).astype(jnp.float32), 0.0), full
 
 
-def _late(x: jax.Array, first: int) -> jax.Array:
-    """Rows >= first, bool in the shape of x [.., T]."""
+def _is_from(first: int, x: jax.Array) -> jax.Array:
+    """Whether a row is `first` or later, bool in the shape of x [.., T]."""
     return jnp.broadcast_to(jnp.arange(x.shape[-1]) >= first, x.shape)
 
 
@@ -69,10 +69,12 @@ def live_tile_share(a: Array, mask: Array, block_q: int = 128, block_kv: int = 1
         T, S = x.shape[-2:]
         pad = [(0, 0)] * (x.ndim - 2) + [(0, -T % block_q), (0, -S % block_kv)]
         x = jnp.pad(x, pad)
-        rows, cols = x.shape[-2] // block_q, x.shape[-1] // block_kv
-        return x.reshape(*x.shape[:-2], rows, block_q, cols, block_kv).any((-3, -1))
+        num_rows = x.shape[-2] // block_q
+        num_cols = x.shape[-1] // block_kv
+        return x.reshape(*x.shape[:-2], num_rows, block_q, num_cols, block_kv).any((-3, -1))
 
-    live, seen = tiles(size > 0), tiles(full)
+    live = tiles(size > 0)
+    seen = tiles(full)
     return live.sum((-2, -1)) / jnp.maximum(seen.sum((-2, -1)), 1)
 
 
@@ -80,7 +82,7 @@ def dead_row_share(a: Array, mask: Array, first: int = FIRST_ROWS) -> jax.Array:
     """Share of rows without a survivor among rows >= first that see a key, [..]."""
     size, full = _visible(a, mask)
     seen = full.any(-1)
-    seen = seen & _late(seen, first)
+    seen = seen & _is_from(first, seen)
     return (seen & ~(size > 0).any(-1)).sum(-1) / jnp.maximum(seen.sum(-1), 1)
 
 
@@ -97,7 +99,7 @@ def first_token_mass(a: Array, mask: Array, first: int = FIRST_ROWS) -> jax.Arra
     """
     size, full = _visible(a, mask)
     mass = size.sum(-1)
-    rows = full[..., 0] & (mass > 0) & _late(mass, first)
+    rows = full[..., 0] & (mass > 0) & _is_from(first, mass)
     ratio = jnp.where(rows, size[..., 0] / jnp.where(rows, mass, 1.0), 0.0)
     return ratio.sum(-1) / jnp.maximum(rows.sum(-1), 1)
 
@@ -108,7 +110,7 @@ def pooled_first_token_mass(a: Array, mask: Array, first: int = FIRST_ROWS) -> j
     Steady where rows are nearly empty and their ratios are noise.
     """
     size, full = _visible(a, mask)
-    rows = full[..., 0] & _late(full[..., 0], first)
+    rows = full[..., 0] & _is_from(first, full[..., 0])
     total = jnp.where(rows, size.sum(-1), 0.0).sum(-1)
     return jnp.where(rows, size[..., 0], 0.0).sum(-1) / jnp.where(total > 0, total, 1.0)
 
@@ -140,7 +142,7 @@ def row_entropy(a: Array, mask: Array) -> jax.Array:
 def statistics(
     a: Array, mask: Array, *, block_q: int = 128, block_kv: int = 128, first: int = FIRST_ROWS
 ) -> dict[str, jax.Array]:
-    """All of the above as scalars of one layer, for logging.
+    """Computes all of the above as scalars of one layer, for logging.
 
     Args:
         a: [B, H, T, S]; mask: bool, broadcastable to it, e.g. masks.visible(..)[:, None].

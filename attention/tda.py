@@ -25,8 +25,8 @@ from jax import lax
 from jax.core import Tracer
 
 from attention import masks
+from attention.arguments import check_arguments, check_knobs, check_per_head
 from attention.kernels import Spec, pallas_gpu, pallas_tpu, reference, xla
-from attention.names import TDA_IMPLEMENTATIONS
 
 Scalar = int | float | np.floating | jax.Array | np.ndarray
 
@@ -51,7 +51,7 @@ def tda_attention(
     Differentiable in q, k, v, lam, beta and kappa.
 
     Args:
-        q: [2, B, T, H, D], both views; need not be normalised.
+        q: [2, B, T, H, D], both views; need not be normalized.
         k: [2, B, S, Hkv, D], H a multiple of Hkv: query head h reads key head h // (H / Hkv).
         v: [B, S, Hkv, Dv], shared by the views; q, k and v have one floating dtype.
         lam: [H], weight of the second view; the paper keeps it in (0, 1).
@@ -69,10 +69,24 @@ def tda_attention(
     Raises:
         ValueError: an argument is malformed, or the named implementation does not cover the case.
     """
-    check(q, k, v, lam, q_segment_ids, kv_segment_ids, q_offset, implementation)
-    check_knobs(q.shape[3], beta, kappa, p)
-    q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
-    T, S = q.shape[2], k.shape[2]
+    check_tda_arguments(
+        q,
+        k,
+        v,
+        lam,
+        beta=beta,
+        kappa=kappa,
+        p=p,
+        q_segment_ids=q_segment_ids,
+        kv_segment_ids=kv_segment_ids,
+        q_offset=q_offset,
+        implementation=implementation,
+    )
+    q = jnp.asarray(q)
+    k = jnp.asarray(k)
+    v = jnp.asarray(v)
+    _, B, T, H, D = q.shape
+    S = k.shape[2]
     q_offset = _static_offset(T, S, q_offset)
     ids = [
         None if x is None else jnp.asarray(x, jnp.int32) for x in (q_segment_ids, kv_segment_ids)
@@ -80,26 +94,47 @@ def tda_attention(
     lengths = masks.row_lengths(
         T, S, causal=causal, q_segment_ids=ids[0], kv_segment_ids=ids[1], q_offset=q_offset
     )
-    sums = jnp.promote_types(v.dtype, jnp.float32)
-    tau = threshold(lengths, q.shape[-1], beta, kappa, dtype=sums)
-    tau = jnp.broadcast_to(tau, (q.shape[1], q.shape[3], T))
-    # Rematerialised: the backward pass keeps q and k, not float32 copies of what normalises them.
-    units = [jax.checkpoint(normalise)(x) for x in (q, k)]
-    arguments = (*units, v, tau, jnp.asarray(lam, sums), *ids)
+    sum_dtype = jnp.promote_types(v.dtype, jnp.float32)
+    tau = threshold(lengths, D, beta, kappa, dtype=sum_dtype)
+    tau = jnp.broadcast_to(tau, (B, H, T))
+    # Rematerialized: the backward pass keeps q and k, not float32 copies of what normalizes them.
+    unit_vectors = [jax.checkpoint(normalize)(x) for x in (q, k)]
+    arguments = (*unit_vectors, v, tau, jnp.asarray(lam, sum_dtype), *ids)
     return dispatch(implementation, arguments, q_offset, Spec(causal=causal, p=p))
 
 
-def normalise(x: jax.Array, eps: float = 1e-12) -> jax.Array:
+def check_tda_arguments(
+    q: Any,
+    k: Any,
+    v: Any,
+    lam: Any,
+    *,
+    beta: Scalar = 1.0,
+    kappa: Scalar = 1.0,
+    p: int | float = 2,
+    **options: Any,
+) -> None:
+    """Raises ValueError for arguments that `tda_attention` does not take.
+
+    Args:
+        options: segment ids, q_offset and implementation, as `check_arguments` takes them.
+    """
+    check_arguments("tda", q, k, v, **options)
+    check_per_head("lam", lam, q.shape[3])
+    check_knobs("tda", {"beta": beta, "kappa": kappa, "p": p}, q.shape[3], group="")
+
+
+def normalize(x: jax.Array, eps: float = 1e-12) -> jax.Array:
     """x / |x| over the last axis, computed in float32 and returned in x's dtype.
 
     Rows with |x| <= eps give 0 and a gradient of 0 [our choice]: padding must not make NaN.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     square = jnp.sum(wide * wide, axis=-1, keepdims=True)
-    positive = square > eps * eps
-    return jnp.where(positive, wide * lax.rsqrt(jnp.where(positive, square, 1.0)), 0.0).astype(
-        x.dtype
-    )
+    is_positive = square > eps * eps
+    # Both branches of a where are differentiated, and rsqrt has no finite slope at 0.
+    unit = jnp.where(is_positive, wide * lax.rsqrt(jnp.where(is_positive, square, 1.0)), 0.0)
+    return unit.astype(x.dtype)
 
 
 def threshold(
@@ -113,10 +148,10 @@ def threshold(
     """
     beta, kappa = (jnp.asarray(x, dtype).reshape(1, -1, 1) for x in (beta, kappa))
     ratio = lengths.astype(dtype)[:, None, :] / kappa
-    above = ratio > 1
+    is_positive = ratio > 1
     # Both branches of a where are differentiated, and the slope of sqrt at 0 is infinite.
-    root = jnp.sqrt(2 * jnp.log(jnp.where(above, ratio, 2.0)) / dim)
-    return beta * jnp.where(above, root, 0.0)
+    root = jnp.sqrt(2 * jnp.log(jnp.where(is_positive, ratio, 2.0)) / dim)
+    return beta * jnp.where(is_positive, root, 0.0)
 
 
 def output_norm(
@@ -142,7 +177,7 @@ def output_norm(
 def dispatch(
     implementation: str | None, arguments: Any, q_offset: masks.Offset, spec: Spec
 ) -> jax.Array:
-    """Runs a backend on (q, k, v, tau, lam, q_segment_ids, kv_segment_ids), q and k normalised."""
+    """Runs a backend on (q, k, v, tau, lam, q_segment_ids, kv_segment_ids), q and k normalized."""
     if implementation is not None:
         module = {
             "reference": reference,
@@ -151,7 +186,7 @@ def dispatch(
             "interpret": pallas_tpu,
             "pallas_gpu": pallas_gpu,
         }[implementation]
-        reason = _uncovered(module, arguments, q_offset, spec)
+        reason = _why_not(module, arguments, q_offset, spec)
         if reason:
             raise ValueError(f"implementation={implementation!r} does not cover this: {reason}")
         tuning = {"interpret": True} if implementation == "interpret" else {}
@@ -166,7 +201,7 @@ def dispatch(
     kernels = {
         platform: run(module)
         for platform, module in platforms.items()
-        if not _uncovered(module, arguments, q_offset, spec)
+        if not _why_not(module, arguments, q_offset, spec)
     }
     if not kernels:
         return run(xla)(*arguments)
@@ -188,65 +223,9 @@ def _static_offset(T: int, S: int, q_offset: masks.Offset) -> int | jax.Array:
     return int(offset)
 
 
-def _uncovered(module: Any, arguments: Any, q_offset: masks.Offset, spec: Spec) -> str:
+def _why_not(module: Any, arguments: Any, q_offset: masks.Offset, spec: Spec) -> str:
+    """Why a backend does not cover this case, "" where it does."""
     q, k, v, _, _, q_ids, kv_ids = arguments
     return module.covers(
         q, k, v, q_segment_ids=q_ids, kv_segment_ids=kv_ids, q_offset=q_offset, spec=spec
     )
-
-
-def check(
-    q: Any, k: Any, v: Any, lam: Any, q_ids: Any, kv_ids: Any, q_offset: Any, implementation: Any
-) -> None:
-    """ValueError naming the first argument whose shape, dtype or value is not allowed."""
-    if implementation is not None and implementation not in TDA_IMPLEMENTATIONS:
-        raise ValueError(
-            f"implementation={implementation!r} is not None or one of "
-            + ", ".join(TDA_IMPLEMENTATIONS)
-        )
-    if q.ndim != 5 or q.shape[0] != 2:
-        raise ValueError(f"q has shape {q.shape}, expected [2, B, T, H, D]")
-    _, B, T, H, D = q.shape
-    if k.ndim != 5 or (*k.shape[:2], k.shape[4]) != (2, B, D):
-        raise ValueError(f"k has shape {k.shape}, expected [2, {B}, S, Hkv, {D}] to match q")
-    _, _, S, heads, _ = k.shape
-    if v.ndim != 4 or v.shape[:3] != (B, S, heads):
-        raise ValueError(f"v has shape {v.shape}, expected [{B}, {S}, {heads}, Dv] to match k")
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if 0 in x.shape:
-            raise ValueError(f"{name} has shape {x.shape}: no dimension may be empty")
-    if H % heads:
-        raise ValueError(f"q has H={H} heads, which is not a multiple of the Hkv={heads} of k")
-    if not jnp.issubdtype(q.dtype, jnp.floating):
-        raise ValueError(f"q has dtype {q.dtype}, expected a floating dtype")
-    for name, x in (("k", k), ("v", v)):
-        if x.dtype != q.dtype:
-            raise ValueError(f"{name} has dtype {x.dtype}, but q has {q.dtype}: they must agree")
-    if lam.shape != (H,):
-        raise ValueError(f"lam has shape {lam.shape}, expected [{H}], one value per head")
-    if (q_ids is None) != (kv_ids is None):
-        name = "q_segment_ids" if q_ids is None else "kv_segment_ids"
-        raise ValueError(f"{name} is missing: give both segment ids or neither")
-    for name, ids, length in (("q_segment_ids", q_ids, T), ("kv_segment_ids", kv_ids, S)):
-        if ids is not None and ids.shape != (B, length):
-            raise ValueError(f"{name} has shape {ids.shape}, expected [{B}, {length}]")
-        if ids is not None and not jnp.issubdtype(ids.dtype, jnp.integer):
-            raise ValueError(f"{name} has dtype {ids.dtype}, expected integers")
-    if isinstance(q_offset, jax.Array | np.ndarray) and (
-        q_offset.shape not in ((), (B,)) or not jnp.issubdtype(q_offset.dtype, jnp.integer)
-    ):
-        raise ValueError(
-            f"q_offset has shape {q_offset.shape} and dtype {q_offset.dtype}, expected an int or "
-            f"integers [{B}]"
-        )
-
-
-def check_knobs(heads: int, beta: Scalar, kappa: Scalar, p: int | float) -> None:
-    """ValueError for p < 1, for beta or kappa of a wrong shape, or <= 0 where that is known."""
-    if not p >= 1:
-        raise ValueError(f"p={p} is below 1")
-    for name, x in (("beta", beta), ("kappa", kappa)):
-        if np.shape(x) not in ((), (heads,)):
-            raise ValueError(f"{name} has shape {np.shape(x)}, expected a scalar or [{heads}]")
-        if not isinstance(x, Tracer) and not np.all(np.asarray(x) > 0):
-            raise ValueError(f"{name}={x} must be > 0")

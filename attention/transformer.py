@@ -11,14 +11,15 @@ rng stream "dropout"; attention weights have none, for kernels do not form them 
 """
 
 import dataclasses
-import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from attention import kinds, layers, tda
+from attention import kinds, layers
+from attention.multi_head import Attention, Shared, dense, write
 from attention.transformer_config import TransformerConfig, t5
 
 Ids = jax.Array | None
@@ -33,6 +34,8 @@ __all__ = [
     "Encoder",
     "EncoderBlock",
     "EncoderDecoder",
+    "LayerCache",
+    "LayerInput",
     "Norm",
     "RelativeBias",
     "Shared",
@@ -42,39 +45,34 @@ __all__ = [
 ]
 
 
-class Shared(NamedTuple):
-    """What all layers of a stack read; fields that do not apply are None.
+class LayerCache(NamedTuple):
+    """Keys and values of one layer, or of all with a leading layer axis; None if never read."""
 
-    positions: int [B or 1, T]; ids, key_ids: segment ids of tokens and of the keys of self
-    attention; offset: int32 [B], slot of the first token in the cache; bias: [1, H, T, S] of self
-    attention; memory: [Bm, M, D] encoder states; memory_ids: their segment ids [Bm, M].
-    """
+    k: Any = None  # [V, B, S, KV, hd], of self attention
+    v: Any = None  # [B, S, KV, hd']
+    memory_k: Any = None  # [V, Bm, M, KV, hd], of cross attention
+    memory_v: Any = None  # [Bm, M, KV, hd']
 
-    positions: Any = None
-    ids: Any = None
-    key_ids: Any = None
-    offset: Any = None
-    bias: Any = None
-    memory: Any = None
-    memory_ids: Any = None
+
+class LayerInput(NamedTuple):
+    """What belongs to one layer, or to all with a leading layer axis."""
+
+    index: jax.Array  # int32 [], from 0
+    past: LayerCache  # what was read before; all None without a cache
 
 
 class DecoderCache(NamedTuple):
-    """Keys and values of a decoder. Rows [B] of self attention may be `copies` per memory row [Bm].
+    """Keys and values of a decoder; several rows [B] may read the same memory row [Bm]."""
 
-    k: [L, V, B, S, KV, hd], v: [L, B, S, KV, hd'], valid: int32 [B, S], length: int32 [] slots in
-    use, tokens: int32 [B] tokens read; memory_k: [L, V, Bm, M, KV, hd], memory_v and memory_ids
-    [Bm, M]: None until the memory was read, and where there is no cross attention.
-    """
-
-    k: jax.Array
-    v: jax.Array
-    valid: jax.Array
-    length: jax.Array
-    tokens: jax.Array
-    memory_k: Any = None
-    memory_v: Any = None
-    memory_ids: Any = None
+    k: jax.Array  # [L, V, B, S, KV, hd]
+    v: jax.Array  # [L, B, S, KV, hd']
+    valid: jax.Array  # int32 [B, S], 1 for a token, 0 for padding and free slots
+    length: jax.Array  # int32 [], slots in use
+    tokens: jax.Array  # int32 [B], tokens read
+    # None until the memory was read, and where there is no cross attention:
+    memory_k: Any = None  # [L, V, Bm, M, KV, hd]
+    memory_v: Any = None  # [L, Bm, M, KV, hd']
+    memory_ids: Any = None  # int [Bm, M]
 
     def take(self, rows: jax.Array) -> "DecoderCache":
         """The cache with self-attention rows picked (beams): row i is the old row rows[i]. The
@@ -85,16 +83,6 @@ class DecoderCache(NamedTuple):
             valid=self.valid[rows],
             tokens=self.tokens[rows],
         )
-
-
-def _dense(cfg: TransformerConfig, features: int, name: str, shrink: float = 1.0) -> nn.Dense:
-    return nn.Dense(
-        features,
-        use_bias=cfg.bias,
-        dtype=jnp.dtype(cfg.dtype),
-        kernel_init=nn.initializers.variance_scaling(shrink**2, "fan_in", "normal"),
-        name=name,
-    )
 
 
 class Norm(nn.Module):
@@ -123,172 +111,53 @@ class MLP(nn.Module):
         cfg = self.cfg
         if cfg.mlp == "deep_relu":
             return self._deep(x)
-        up = _dense(cfg, cfg.mlp_width, "up")(x)
+        up = dense(cfg, cfg.mlp_width, "up")(x)
         if cfg.mlp == "swiglu":
-            hidden = layers.swiglu(_dense(cfg, cfg.mlp_width, "gate")(x), up)
+            hidden = layers.swiglu(dense(cfg, cfg.mlp_width, "gate")(x), up)
         else:
             hidden = layers.gelu(up) if cfg.mlp == "gelu" else jax.nn.relu(up)
         hidden = nn.Dropout(cfg.dropout, deterministic=self.deterministic)(hidden)
-        return _dense(cfg, cfg.width, "down")(hidden)
+        return dense(cfg, cfg.width, "down")(hidden)
 
     def _deep(self, x: jax.Array) -> jax.Array:
         cfg = dataclasses.replace(self.cfg, bias=True)
-        hidden = jax.nn.relu(_dense(cfg, cfg.mlp_width, "up")(x))
-        hidden = _dense(cfg, cfg.mlp_width, "middle")(hidden)
+        hidden = jax.nn.relu(dense(cfg, cfg.mlp_width, "up")(x))
+        hidden = dense(cfg, cfg.mlp_width, "middle")(hidden)
         hidden = nn.Dropout(cfg.dropout, deterministic=self.deterministic)(hidden)
-        return _dense(cfg, cfg.width, "down")(jax.nn.relu(hidden))
+        return dense(cfg, cfg.width, "down")(jax.nn.relu(hidden))
 
 
-class Attention(nn.Module):
-    """Multi-head attention of any kind: self attention, or cross attention to `Shared.memory`.
-
-    Returns the output [B, T, D] and the keys and values: of self attention with the cache they were
-    written to, of cross attention those of the memory. Rows [B] of cross attention may be a
-    multiple of memory rows [Bm]: row i reads memory row i // (B / Bm), whose keys are not copied.
-    """
-
-    cfg: TransformerConfig
-    causal: bool = False
-    cross: bool = False
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, shared: Shared, layer: jax.Array, held: tuple[Any, Any] | None = None
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        cfg, views = self.cfg, kinds.views(self.cfg.attention)
-        H, KV = cfg.heads // cfg.split, (cfg.kv_heads or cfg.heads) // cfg.split
-        hd, v_dim = cfg.head_dim, cfg.head_dim * cfg.split
-        shrink = 1.0 if cfg.scale_logits else hd**-0.5
-        q = self._heads("q", x, H, views, hd, shrink)
-        if not self.cross or shared.memory is not None:
-            source = shared.memory if self.cross else x
-            k = self._heads("k", source, KV, views, hd)
-            v = self._heads("v", source, KV, 1, v_dim)[0]
-        elif held is not None:
-            k, v = held
-        else:
-            raise ValueError("memory: cross attention needs it, or a cache that has read it")
-        if cfg.position == "rope" and not self.cross:
-            frequencies = layers.rope_frequencies(hd, cfg.rope_theta, ntk_factor=cfg.ntk_factor)
-            q, k = (layers.rope(z, shared.positions, frequencies) for z in (q, k))
-        if held is not None and not self.cross:
-            start = shared.offset[0]
-            k = jax.lax.dynamic_update_slice_in_dim(held[0], k.astype(held[0].dtype), start, 2)
-            v = jax.lax.dynamic_update_slice_in_dim(held[1], v.astype(held[1].dtype), start, 1)
-        options: dict[str, Any] = {
-            "kind": cfg.attention,
-            "knobs": self._knobs(H, layer),
-            "implementation": None if cfg.implementation == "auto" else cfg.implementation,
-        }
-        if self.cross:
-            o = self._over_memory(q, k, v, shared, options)
-        else:
-            o = kinds.attention(
-                q,
-                k,
-                v,
-                causal=self.causal,
-                q_segment_ids=shared.ids,
-                kv_segment_ids=shared.key_ids,
-                q_offset=shared.offset,
-                bias=shared.bias,
-                **options,
-            )
-        if kinds.needs_output_norm(cfg.attention):
-            scale = self.param("out_norm", nn.initializers.ones, (H, v_dim))
-            o = tda.output_norm(o, scale, eps=float(cfg.output_norm_eps))
-        o = o.reshape(*x.shape[:2], cfg.heads * hd)
-        return _dense(cfg, cfg.width, "o")(o), (k, v)
-
-    def _heads(
-        self, name: str, x: jax.Array, count: int, views: int, dim: int, shrink: float = 1.0
-    ) -> jax.Array:
-        """[V, B, T, count, dim]; views of a head lie side by side in the projection."""
-        out = _dense(self.cfg, count * views * dim, name, shrink)(x)
-        return jnp.moveaxis(out.reshape(*x.shape[:2], count, views, dim), 3, 0)
-
-    def _over_memory(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, shared: Shared, options: dict[str, Any]
-    ) -> jax.Array:
-        """Rows of the same memory become queries of one row: no key is copied per beam."""
-        views, B, T, H, hd = q.shape
-        rows = k.shape[1]
-        if B % rows:
-            raise ValueError(f"memory has {rows} rows: must divide the {B} rows of the decoder")
-        folded = q.reshape(views, rows, B // rows * T, H, hd)
-        ids, memory_ids = shared.ids, shared.memory_ids
-        if ids is not None or memory_ids is not None:
-            # Padding on either side stays padding; every token sees its whole memory.
-            ids = jnp.ones((B, T), jnp.int32) if ids is None else (ids != 0).astype(jnp.int32)
-            ids = ids.reshape(rows, B // rows * T)
-            ones = jnp.ones((rows, k.shape[2]), jnp.int32)
-            memory_ids = ones if memory_ids is None else (memory_ids != 0).astype(jnp.int32)
-        o = kinds.attention(
-            folded,
-            k,
-            v,
-            causal=False,
-            q_segment_ids=ids,
-            kv_segment_ids=memory_ids,
-            **options,
-        )
-        return o.reshape(B, T, H, v.shape[3])
-
-    def _knobs(self, heads: int, layer: jax.Array) -> dict[str, Any]:
-        """Learned values per head, [heads], of the kind."""
-        cfg, out = self.cfg, {}
-        if kinds.views(cfg.attention) == 2:
-
-            def start(_: jax.Array) -> jax.Array:
-                depth = 0.8 - 0.6 * jnp.exp(-0.3 * layer.astype(jnp.float32))
-                value = depth if cfg.lambda_init == "depth" else jnp.full((), 0.5)
-                return jnp.broadcast_to(jnp.log(value / (1 - value)), (heads,))
-
-            out["lam"] = jax.nn.sigmoid(self.param("lam", start))
-        if cfg.attention == "ssmax":
-            # Nakanishi 2025 starts the scale at a constant; 0.43 makes it 1 at 10 keys [our choice]
-            out["scale"] = self.param("scale", nn.initializers.constant(0.43), (heads,))
-        if cfg.attention in ("tra", "tda"):
-            out |= {"beta": cfg.beta, "kappa": cfg.kappa, "p": cfg.power}
-            if cfg.learn_beta:
-                begin = nn.initializers.constant(math.log(math.expm1(cfg.beta)))
-                out["beta"] = jax.nn.softplus(self.param("beta", begin, (heads,)))
-        elif not cfg.scale_logits:
-            out["logit_scale"] = 1.0
-        return out
-
-
-def _residual(module: Any, name: str, x: jax.Array, sublayer: Any) -> tuple[jax.Array, Any]:
-    """x + f(norm(x)) or norm(x + f(x)); sublayer returns (output, extra)."""
-    cfg, norm = module.cfg, Norm(module.cfg, name=f"{name}_norm")
+def _residual(
+    module: Any, name: str, x: jax.Array, sublayer: Callable[[jax.Array], tuple[jax.Array, Any]]
+) -> tuple[jax.Array, Any]:
+    """x + f(norm(x)) or norm(x + f(x)), and what `sublayer` returns beside f."""
+    cfg = module.cfg
+    norm = Norm(cfg, name=f"{name}_norm")
     out, extra = sublayer(norm(x) if cfg.pre_norm else x)
     x = x + nn.Dropout(cfg.dropout, deterministic=module.deterministic)(out)
     return (x if cfg.pre_norm else norm(x)), extra
 
 
 class EncoderBlock(nn.Module):
-    """Self attention and MLP; (x, shared, {"layer": index}) to (x, {})."""
+    """Self attention and MLP; (x, shared, layer) to (x, None), as a scan wants it."""
 
     cfg: TransformerConfig
     causal: bool = False
     deterministic: bool = True
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, shared: Shared, own: dict[str, Any]
-    ) -> tuple[jax.Array, dict[str, Any]]:
+    def __call__(self, x: jax.Array, shared: Shared, layer: LayerInput) -> tuple[jax.Array, None]:
         attend = Attention(self.cfg, self.causal, name="attn")
-        x, _ = _residual(self, "attn", x, lambda h: attend(h, shared, own["layer"]))
+        x, _ = _residual(self, "attn", x, lambda h: attend(h, shared, layer.index))
         mlp = MLP(self.cfg, self.deterministic, name="mlp")
         x, _ = _residual(self, "mlp", x, lambda h: (mlp(h), None))
-        return x, {}
+        return x, None
 
 
 class DecoderBlock(nn.Module):
-    """Causal self attention, cross attention where asked for, and MLP.
+    """Causal self attention, cross attention where `cross`, and MLP.
 
-    own: {"layer": index} and, with a cache, {"k", "v", "memory_k", "memory_v"} of this layer; what
-    is returned beside x has the same keys, less the index.
+    (x, shared, layer) to x and, with a cache, the layer's `LayerCache` with these tokens written.
     """
 
     cfg: TransformerConfig
@@ -297,34 +166,40 @@ class DecoderBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, shared: Shared, own: dict[str, Any]
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        held, kept = (own["k"], own["v"]) if "k" in own else None, {}
+        self, x: jax.Array, shared: Shared, layer: LayerInput
+    ) -> tuple[jax.Array, LayerCache | None]:
+        past = layer.past
+        has_cache = past.k is not None
         attend = Attention(self.cfg, causal=True, name="attn")
-        x, (k, v) = _residual(self, "attn", x, lambda h: attend(h, shared, own["layer"], held))
+        slots = (past.k, past.v) if has_cache else None
+        x, (k, v) = _residual(self, "attn", x, lambda h: attend(h, shared, layer.index, slots))
+        written = LayerCache(k, v)
         if self.cross:
-            memory = (own["memory_k"], own["memory_v"]) if "memory_k" in own else None
-            look = Attention(self.cfg, cross=True, name="cross")
-            x, found = _residual(self, "cross", x, lambda h: look(h, shared, own["layer"], memory))
-            kept = {"memory_k": found[0], "memory_v": found[1]}
+            attend_to_memory = Attention(self.cfg, cross=True, name="cross")
+            read = None if past.memory_k is None else (past.memory_k, past.memory_v)
+            x, (memory_k, memory_v) = _residual(
+                self, "cross", x, lambda h: attend_to_memory(h, shared, layer.index, read)
+            )
+            written = LayerCache(k, v, memory_k, memory_v)
         mlp = MLP(self.cfg, self.deterministic, name="mlp")
         x, _ = _residual(self, "mlp", x, lambda h: (mlp(h), None))
-        return x, ({"k": k, "v": v, **kept} if held is not None else {})
+        # Without a cache nothing is returned: a scan would stack keys and values that nobody reads.
+        return x, written if has_cache else None
 
 
-def _stack(
+def _run_blocks(
     module: Any,
     block: type[nn.Module],
     options: dict[str, Any],
     x: jax.Array,
     shared: Shared,
-    own: dict[str, Any],
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+    past: LayerCache,
+) -> tuple[jax.Array, Any]:
     """Runs cfg.layers blocks, scanned or unrolled: x and what the blocks return, stacked."""
     cfg = module.cfg
     if cfg.remat:
         block = nn.remat(block, prevent_cse=not cfg.scan)
-    own = {"layer": jnp.arange(cfg.layers), **own}
+    per_layer = LayerInput(jnp.arange(cfg.layers), past)
     if cfg.scan:
         axes: Any = (nn.broadcast, 0)
         scanned = nn.scan(
@@ -334,13 +209,13 @@ def _stack(
             in_axes=axes,
             length=cfg.layers,
         )
-        return scanned(cfg, **options, name="blocks")(x, shared, own)
-    each = []
-    for layer in range(cfg.layers):
-        mine = jax.tree.map(lambda leaf: leaf[layer], own)  # noqa: B023
-        x, out = block(cfg, **options, name=f"block_{layer}")(x, shared, mine)
-        each.append(out)
-    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+        return scanned(cfg, **options, name="blocks")(x, shared, per_layer)
+    outputs = []
+    for index in range(cfg.layers):
+        layer = jax.tree.map(lambda leaf: leaf[index], per_layer)  # noqa: B023
+        x, out = block(cfg, **options, name=f"block_{index}")(x, shared, layer)
+        outputs.append(out)
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
 
 class RelativeBias(nn.Module):
@@ -387,7 +262,8 @@ class Encoder(nn.Module):
             positions: int [B, T] of the rotation; None counts real tokens of the segment.
             deterministic: no dropout; else the rng stream "dropout" is needed.
         """
-        cfg, T = self.cfg, x.shape[1]
+        cfg = self.cfg
+        T = x.shape[1]
         ids = None if segment_ids is None else segment_ids.astype(jnp.int32)
         bias = None
         if cfg.position == "t5":
@@ -398,7 +274,7 @@ class Encoder(nn.Module):
         x = drop(x.astype(cfg.dtype))
         shared = Shared(positions=positions, ids=ids, key_ids=ids, bias=bias)
         options = {"causal": self.causal, "deterministic": deterministic}
-        x, _ = _stack(self, EncoderBlock, options, x, shared, {})
+        x, _ = _run_blocks(self, EncoderBlock, options, x, shared, LayerCache())
         return drop(Norm(cfg, name="final_norm")(x)) if cfg.pre_norm else x
 
 
@@ -412,7 +288,7 @@ class Decoder(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        memory: Ids = None,
+        memory: jax.Array | None = None,
         memory_ids: Ids = None,
         segment_ids: Ids = None,
         *,
@@ -429,48 +305,67 @@ class Decoder(nn.Module):
             cache: of `init_cache`. length + T must stay within its capacity.
             deterministic: no dropout; else the rng stream "dropout" is needed.
         """
-        cfg, (B, T) = self.cfg, x.shape[:2]
-        ids: Any = None if segment_ids is None else segment_ids.astype(jnp.int32)
-        keys, S, offset, own = ids, T, None, {}
-        positions = layers.segment_positions(ids, T)
-        if cache is not None:
-            ids = jnp.ones((B, T), jnp.int32) if ids is None else ids
-            keys = jax.lax.dynamic_update_slice_in_dim(cache.valid, ids, cache.length, 1)
-            S, offset = keys.shape[1], jnp.broadcast_to(cache.length, (B,))
-            positions = jnp.maximum(cache.tokens[:, None] + jnp.cumsum(ids, axis=1) - 1, 0)
-            own = {"k": cache.k, "v": cache.v}
-            if memory is None and cache.memory_k is not None:
-                memory_ids = cache.memory_ids
-                own |= {"memory_k": cache.memory_k, "memory_v": cache.memory_v}
-        bias = None
+        cfg = self.cfg
+        T = x.shape[1]
+        ids = None if segment_ids is None else segment_ids.astype(jnp.int32)
+        if cache is None:
+            positions = layers.segment_positions(ids, T)
+            shared = Shared(positions, ids, ids, memory=memory, memory_ids=memory_ids)
+            past = LayerCache()
+        else:
+            ids = jnp.ones(x.shape[:2], jnp.int32) if ids is None else ids
+            shared, past = _continue_from(cache, ids, memory, memory_ids)
         if cfg.position == "t5":
+            num_keys = T if cache is None else cache.valid.shape[1]
             start = 0 if cache is None else cache.length
-            bias = RelativeBias(cfg, False, name="relative_bias")(T, S, start)
+            relative_bias = RelativeBias(cfg, bidirectional=False, name="relative_bias")
+            shared = shared._replace(bias=relative_bias(T, num_keys, start))
         drop = nn.Dropout(cfg.dropout, deterministic=deterministic)
         x = drop(x.astype(cfg.dtype))
-        shared = Shared(positions, ids, keys, offset, bias, memory, memory_ids)
         options = {"cross": self.cross, "deterministic": deterministic}
-        x, kept = _stack(self, DecoderBlock, options, x, shared, own)
+        x, written = _run_blocks(self, DecoderBlock, options, x, shared, past)
         x = drop(Norm(cfg, name="final_norm")(x)) if cfg.pre_norm else x
-        if cache is not None:
-            cache = DecoderCache(
-                valid=keys,
-                length=cache.length + T,
-                tokens=cache.tokens + ids.sum(axis=1),
-                memory_ids=memory_ids,
-                **kept,
-            )
-        return x, cache
+        return x, None if cache is None else _extend(cache, shared, written)
+
+
+def _continue_from(
+    cache: DecoderCache, ids: jax.Array, memory: jax.Array | None, memory_ids: Ids
+) -> tuple[Shared, LayerCache]:
+    """What layers read where tokens with `ids` int32 [B, T] follow those of a cache."""
+    past = LayerCache(cache.k, cache.v)
+    if memory is None and cache.memory_k is not None:
+        past = LayerCache(cache.k, cache.v, cache.memory_k, cache.memory_v)
+        memory_ids = cache.memory_ids
+    shared = Shared(
+        # Padding takes a slot but no position: real tokens are counted on from those of the cache.
+        positions=jnp.maximum(cache.tokens[:, None] + jnp.cumsum(ids, axis=1) - 1, 0),
+        ids=ids,
+        key_ids=write(cache.valid, ids, cache.length, axis=1),
+        offset=jnp.broadcast_to(cache.length, ids.shape[:1]),
+        memory=memory,
+        memory_ids=memory_ids,
+    )
+    return shared, past
+
+
+def _extend(cache: DecoderCache, shared: Shared, written: LayerCache) -> DecoderCache:
+    """The cache after its tokens were read: `written` has the keys and values of all layers."""
+    return DecoderCache(
+        valid=shared.key_ids,
+        length=cache.length + shared.ids.shape[1],
+        tokens=cache.tokens + shared.ids.sum(axis=1),
+        memory_ids=shared.memory_ids,
+        **written._asdict(),
+    )
 
 
 def init_cache(cfg: TransformerConfig, batch: int, capacity: int) -> DecoderCache:
     """Empty cache of a `Decoder` for `batch` rows of `capacity` slots."""
-    kv, views = (cfg.kv_heads or cfg.heads) // cfg.split, kinds.views(cfg.attention)
-    k = (cfg.layers, views, batch, capacity, kv, cfg.head_dim)
-    v = (cfg.layers, batch, capacity, kv, cfg.head_dim * cfg.split)
+    num_views = kinds.views(cfg.attention)
+    slots = (batch, capacity, (cfg.kv_heads or cfg.heads) // cfg.split)
     return DecoderCache(
-        k=jnp.zeros(k, cfg.dtype),
-        v=jnp.zeros(v, cfg.dtype),
+        k=jnp.zeros((cfg.layers, num_views, *slots, cfg.head_dim), cfg.dtype),
+        v=jnp.zeros((cfg.layers, *slots, cfg.head_dim * cfg.split), cfg.dtype),
         valid=jnp.zeros((batch, capacity), jnp.int32),
         length=jnp.zeros((), jnp.int32),
         tokens=jnp.zeros((batch,), jnp.int32),
@@ -488,7 +383,8 @@ class EncoderDecoder(nn.Module):
             raise ValueError(f"vocab_size={cfg.vocab_size}: an encoder-decoder needs at least 1")
         init = nn.initializers.normal(cfg.embed_std)
         self.embed = nn.Embed(cfg.vocab_size, cfg.width, embedding_init=init, dtype=cfg.dtype)
-        self.encoder, self.decoder = Encoder(cfg), Decoder(cfg)
+        self.encoder = Encoder(cfg)
+        self.decoder = Decoder(cfg)
         if not cfg.tied:
             self.head = nn.Dense(cfg.vocab_size, use_bias=False, dtype=cfg.dtype)
 
@@ -523,7 +419,7 @@ class EncoderDecoder(nn.Module):
         self,
         target: jax.Array,
         cache: DecoderCache,
-        memory: Ids = None,
+        memory: jax.Array | None = None,
         source_ids: Ids = None,
         target_ids: Ids = None,
     ) -> tuple[jax.Array, DecoderCache]:

@@ -9,7 +9,7 @@ from attention import names
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes and conventions, checked.
+    """What a transformer is made of, checked.
 
     Attributes:
         width, heads, head_dim, mlp_width, layers: sizes, >= 1; layers of each stack.
@@ -90,9 +90,9 @@ class TransformerConfig:
         }
         for name, values in allowed.items():
             require(getattr(self, name) in values, name, f"must be one of {values}")
-        known = ("auto", *names.implementations(self.attention))
-        rule = f"{self.attention} allows {', '.join(known)}"
-        require(self.implementation in known, "implementation", rule)
+        allowed_here = ("auto", *names.implementations(self.attention))
+        rule = f"{self.attention} allows {', '.join(allowed_here)}"
+        require(self.implementation in allowed_here, "implementation", rule)
         positive = ("norm_eps", "rope_theta", "beta", "kappa", "output_norm_eps", "embed_std")
         for name in positive:
             require(getattr(self, name) > 0, name, "must be > 0")

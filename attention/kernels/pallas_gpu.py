@@ -5,7 +5,7 @@ Forward: a block owns 128 rows of one head, 64 for each computing warpgroup. The
 streams tiles of both views' keys and of the values through a ring of shared memory; a computing
 warpgroup forms both score tiles, thresholds and mixes them in float32 registers, casts the mixed
 weights once, and adds their product with the values, unless no entry of the tile survived. There
-is no running maximum, no normaliser and no rescaling. Whether a tile had a survivor is written
+is no running maximum, no normalizer and no rescaling. Whether a tile had a survivor is written
 out, one int32 per tile of 64 rows; the backward pass visits live tiles only
 (`pallas_gpu_backward`).
 

@@ -2,7 +2,7 @@
 """Pallas backend for TPUs: both views, their difference and the product with v in one pass.
 
 Grid (batch, head, query block, key block); the output block accumulates in scratch memory over key
-blocks, which simply add: there is no running maximum and no normaliser. Key blocks that causality
+blocks, which simply add: there is no running maximum and no normalizer. Key blocks that causality
 hides reuse the block already there, so they cost no copy. A tile without survivors skips the
 product with v, and its bit in the liveness bitmap lets the backward kernels skip it whole.
 """

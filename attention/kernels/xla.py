@@ -2,7 +2,7 @@
 """Chunked backend in plain XLA: any device, memory linear in T, gradients by recomputation.
 
 A tile is [2, B, Hkv, H / Hkv, block_q, block_kv] in float32; key blocks that causality hides from
-a whole query block are never visited. There is no running maximum and no normaliser: partial
+a whole query block are never visited. There is no running maximum and no normalizer: partial
 results of key blocks simply add, and the residuals of the backward pass are the inputs.
 """
 

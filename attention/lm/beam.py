@@ -75,7 +75,7 @@ def beam_search(
 
     A beam ends at a stop token, at a trie node without children, or after max_new tokens; ended
     beams keep their place by score. Log-probabilities are those of the model over the whole
-    vocabulary, also along a trie (no renormalisation).
+    vocabulary, also along a trie (no renormalization).
 
     Args:
         ids, mask: left-padded prompts [B, P].

@@ -95,9 +95,9 @@ class LMConfig:
         }
         for name, values in allowed.items():
             _require(getattr(self, name) in values, self, name, f"must be one of {values}")
-        known = ("auto", *names.implementations(self.attention))
-        rule = f"{self.attention} allows {', '.join(known)}"
-        _require(self.implementation in known, self, "implementation", rule)
+        allowed_here = ("auto", *names.implementations(self.attention))
+        rule = f"{self.attention} allows {', '.join(allowed_here)}"
+        _require(self.implementation in allowed_here, self, "implementation", rule)
         for name in ("norm_eps", "rope_theta", "beta", "kappa", "output_norm_eps", "init_std"):
             _require(getattr(self, name) > 0, self, name, "must be > 0")
         for name in ("ntk_factor", "llama3_factor", "power", "llama3_original"):

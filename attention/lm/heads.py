@@ -41,30 +41,30 @@ def statistics(params: model.Params, cfg: LMConfig, ids: jax.Array) -> dict[str,
         length, length, causal=True, q_segment_ids=None, kv_segment_ids=None, q_offset=None
     )[:, None]
 
-    def of_layer(a: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+    def layer_statistics(a: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
         side = tile(length)
-        found = survivors.statistics(a, mask, block_q=side, block_kv=side)
-        return found, survivors.dead_heads(a, mask)
+        values = survivors.statistics(a, mask, block_q=side, block_kv=side)
+        return values, survivors.dead_heads(a, mask)
 
-    def of_row(row: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+    def row_statistics(row: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
         maps = model.forward(params, cfg, row[None], taps={"attn"}).taps["attn"]
-        return jax.vmap(of_layer)(maps)
+        return jax.vmap(layer_statistics)(maps)
 
-    found, dead = jax.lax.map(of_row, ids)
-    out = {name: value.mean(axis=0) for name, value in found.items()}
+    by_row, dead = jax.lax.map(row_statistics, ids)
+    out = {name: value.mean(axis=0) for name, value in by_row.items()}
     out["dead_heads"] = dead.all(axis=0).mean(axis=-1, dtype=jnp.float32)
     keys = jnp.arange(1, length + 1, dtype=jnp.float32)
     out["entropy_uniform"] = jnp.full((cfg.layers,), jnp.log(keys).mean())
     return out
 
 
-def named(prefix: str, found: Mapping[str, Any], *, layers: bool) -> dict[str, Any]:
+def named(prefix: str, values: Mapping[str, Any], *, layers: bool) -> dict[str, Any]:
     """{prefix/zeros: mean over layers, ...} and, if `layers`, {prefix/zeros/layer1: ...}.
 
     What belongs in one plot shares a name: first_token, first_token/pooled, first_token/uniform.
     """
     out: dict[str, Any] = {}
-    for name, value in found.items():
+    for name, value in values.items():
         key = f"{prefix}/" + re.sub("_(pooled|uniform)$", r"/\1", name)
         out[key] = value.mean()
         if layers and name not in REFERENCES:

@@ -82,8 +82,11 @@ def names(cfg: LMConfig) -> dict[str, tuple[list[str], tuple[int, ...], bool]]:
     plain = cfg.norm == "rms" and cfg.mlp == "swiglu" and cfg.attention == "softmax"
     if not plain:
         raise ValueError("cfg: only softmax attention with rms norm and swiglu has published names")
-    D, F, hd = cfg.width, cfg.mlp_width, cfg.head_dim
-    q, kv = cfg.heads * hd, cfg.kv_heads * hd
+    D = cfg.width
+    F = cfg.mlp_width
+    hd = cfg.head_dim
+    q = cfg.heads * hd
+    kv = cfg.kv_heads * hd
     layer: dict[str, tuple[str, tuple[int, ...], bool]] = {
         "attn_norm/scale": ("input_layernorm.weight", (D,), False),
         "attn/q": ("self_attn.q_proj.weight", (q, D), True),
@@ -143,9 +146,10 @@ def load(
     put = put or (lambda _, array: jnp.asarray(array))
     params: Params = {}
     for path, (tensors, shape, transposed) in wanted.items():
-        one = shape[::-1] if transposed else shape
+        layer_shape = shape[::-1] if transposed else shape
         stacked = path.startswith("blocks/")
-        host = np.empty((len(tensors), *one) if stacked else one, jnp.dtype(dtype))
+        host_shape = (len(tensors), *layer_shape) if stacked else layer_shape
+        host = np.empty(host_shape, jnp.dtype(dtype))
         for number, name in enumerate(tensors):
             tensor = opened[name].get_tensor(name)
             host[number if stacked else ...] = tensor.T if transposed else tensor
@@ -201,20 +205,23 @@ def _open(folder: Path) -> dict[str, Any]:
         if not path.is_file():
             raise ValueError(f"{path}: no such file; download the model completely")
         try:
-            held = safe_open(path, framework="np")
+            file = safe_open(path, framework="np")
         except SafetensorError as error:
             raise ValueError(f"{path}: broken or truncated ({error})") from error
-        opened |= {tensor: held for tensor in held.keys()}
+        opened |= {tensor: file for tensor in file.keys()}
     return opened
 
 
 def _drop_tied_head(cfg: LMConfig, opened: dict[str, Any]) -> None:
     """Leaves aside the copy of a tied embedding that some exporters save as a head."""
-    head, embed = "lm_head.weight", "model.embed_tokens.weight"
+    head = "lm_head.weight"
+    embed = "model.embed_tokens.weight"
     if not cfg.tied or head not in opened or embed not in opened:
         return
-    a, b = opened[head].get_tensor(head), opened[embed].get_tensor(embed)
-    if a.shape != b.shape or a.tobytes() != b.tobytes():
+    head_table = opened[head].get_tensor(head)
+    embed_table = opened[embed].get_tensor(embed)
+    # Bytes, not values: NaN equals NaN here, and 16-bit types need no comparison of their own.
+    if head_table.shape != embed_table.shape or head_table.tobytes() != embed_table.tobytes():
         raise ValueError(f"{head} differs from {embed}, but the config says that they are tied")
     del opened[head]
 
@@ -222,21 +229,21 @@ def _drop_tied_head(cfg: LMConfig, opened: dict[str, Any]) -> None:
 def _compare(wanted: dict[str, tuple[list[str], tuple[int, ...], bool]], opened: Any) -> None:
     """ValueError naming tensors that are missing, unexpected or of another shape."""
     shapes = {name: shape for each, shape, _ in wanted.values() for name in each}
-    found = {name for name in opened if not IGNORED.fullmatch(name)}
+    in_files = {name for name in opened if not IGNORED.fullmatch(name)}
     wrong = []
-    for name in sorted(found & set(shapes)):
+    for name in sorted(in_files & set(shapes)):
         shape = tuple(opened[name].get_slice(name).get_shape())
         if shape != shapes[name]:
             wrong.append(f"{name} is {list(shape)}, not {list(shapes[name])}")
     problems = (
-        ("missing", sorted(set(shapes) - found)),
-        ("unexpected", sorted(found - set(shapes))),
+        ("missing", sorted(set(shapes) - in_files)),
+        ("unexpected", sorted(in_files - set(shapes))),
         ("misshapen", wrong),
     )
-    said = []
-    for what, those in problems:
-        if those:
-            more = f" and {len(those) - SHOWN} more" if len(those) > SHOWN else ""
-            said.append(f"{what}: {', '.join(those[:SHOWN])}{more}")
-    if said:
-        raise ValueError(f"tensors do not match the config; {'; '.join(said)}")
+    messages = []
+    for what, tensors in problems:
+        if tensors:
+            more = f" and {len(tensors) - SHOWN} more" if len(tensors) > SHOWN else ""
+            messages.append(f"{what}: {', '.join(tensors[:SHOWN])}{more}")
+    if messages:
+        raise ValueError(f"tensors do not match the config; {'; '.join(messages)}")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Low-rank adapters (Hu et al. 2022): W x + scale * B (A x), scale = alpha / r, B = 0 at first.
 
-Adapters are a tree of their own, {matrix: {"a": [L, in, r], "b": [L, r, out]}}: optimise and save
+Adapters are a tree of their own, {matrix: {"a": [L, in, r], "b": [L, r, out]}}: optimize and save
 them alone, and give `forward` lora=None for the base model, without a second copy of weights.
 """
 
@@ -34,10 +34,10 @@ def init(
         raise ValueError(f"rank={rank}: must be at least 1")
     adapters = {}
     for number, name in enumerate(targets):
-        held = params["blocks"][_group(name)] if name in TARGETS else {}
-        if name not in held:
+        matrices = params["blocks"][_group(name)] if name in TARGETS else {}
+        if name not in matrices:
             raise ValueError(f"targets: {name!r} is no matrix of this model ({', '.join(TARGETS)})")
-        L, inner, outer = held[name].shape
+        L, inner, outer = matrices[name].shape
         a = jax.random.normal(jax.random.fold_in(key, number), (L, inner, rank)) * inner**-0.5
         adapters[name] = {"a": a, "b": jnp.zeros((L, rank, outer))}
     return adapters
@@ -47,9 +47,11 @@ def merge(params: Params, adapters: Adapters, scale: int | float) -> Params:
     """Params with scale * A B added to every adapted matrix."""
     blocks = {group: dict(leaves) for group, leaves in params["blocks"].items()}
     for name, adapter in adapters.items():
-        held = blocks[_group(name)]
+        matrices = blocks[_group(name)]
         change = scale * jnp.einsum("lir,lro->lio", adapter["a"], adapter["b"])
-        held[name] = (held[name].astype(jnp.float32) + change).astype(held[name].dtype)
+        # In float32: a small change would be lost in a bfloat16 sum.
+        adapted = matrices[name].astype(jnp.float32) + change
+        matrices[name] = adapted.astype(matrices[name].dtype)
     return {**params, "blocks": blocks}
 
 

@@ -33,47 +33,45 @@ SSMAX_INIT = 0.43  # start of ssmax's scale per head [our choice], so that scale
 
 
 class Cache(NamedTuple):
-    """Keys and values of what was read so far; every row writes at the same slots.
+    """Keys and values of what was read so far; every row writes at the same slots."""
 
-    k: [L, views, B, S, KV, hd], rotated; v: [L, B, S, KV, hd]; valid: int32 [B, S], 1 for a token,
-    0 for padding and free slots; length: int32 [], slots in use; tokens: int32 [B], tokens read.
-    """
-
-    k: Any
-    v: Any
-    valid: Any
-    length: Any
-    tokens: Any
+    k: Any  # [L, views, B, S, KV, hd], rotated
+    v: Any  # [L, B, S, KV, hd]
+    valid: Any  # int32 [B, S], 1 for a token, 0 for padding and free slots
+    length: Any  # int32 [], slots in use
+    tokens: Any  # int32 [B], tokens read
 
 
 class Rewire(NamedTuple):
     """Copies residual states between positions before every block l with lo <= l < hi.
 
-    All sources are read before anything is written, so chains do not cascade. dst, src: int [B, R]
-    positions in this call's tokens; valid: bool [B, R], others do nothing; lo, hi: int. Valid
-    destinations of a row must differ.
+    All sources are read before anything is written, so chains do not cascade. Valid destinations of
+    a row must differ.
     """
 
-    dst: jax.Array
-    src: jax.Array
-    valid: jax.Array
-    lo: int | jax.Array
-    hi: int | jax.Array
+    dst: jax.Array  # int [B, R], positions in this call's tokens
+    src: jax.Array  # int [B, R], as dst
+    valid: jax.Array  # bool [B, R]; others do nothing
+    lo: int | jax.Array  # first block
+    hi: int | jax.Array  # one after the last block
 
 
 class LMOut(NamedTuple):
-    """logits: float32 [B, T, V]; taps: what was asked for; cache: the given `Cache`, extended."""
+    """What `forward` gives."""
 
-    logits: jax.Array
-    taps: dict[str, jax.Array]
-    cache: Any
+    logits: jax.Array  # float32 [B, T, V], of the next token
+    taps: dict[str, jax.Array]  # by the names that were asked for
+    cache: Any  # the given `Cache`, extended; None without one
 
 
 def init(key: jax.Array, cfg: LMConfig, dtype: Any = jnp.float32) -> Params:
     """Random parameters in `dtype`: normal weights, norms 1, biases 0."""
-    L, D, F, H = cfg.layers, cfg.width, cfg.mlp_width, cfg.heads
-    q_width, k_width = (n * cfg.head_dim * cfg.views for n in (H, cfg.kv_heads))
-    inner, v_width = H * cfg.head_dim, cfg.kv_heads * cfg.head_dim
+    L = cfg.layers
+    D = cfg.width
+    F = cfg.mlp_width
+    q_width, k_width = (n * cfg.head_dim * cfg.views for n in (cfg.heads, cfg.kv_heads))
+    v_width = cfg.kv_heads * cfg.head_dim
+    inner = cfg.heads * cfg.head_dim
     keys = iter(jax.random.split(key, 16))
 
     def normal(*shape: int, shrink: float = 1.0) -> jax.Array:
@@ -111,11 +109,14 @@ def init(key: jax.Array, cfg: LMConfig, dtype: Any = jnp.float32) -> Params:
 
 def _init_knobs(cfg: LMConfig, dtype: Any) -> dict[str, jax.Array]:
     """Learned values per head of the kind: what the knobs of `attention.kinds` are made from."""
-    shape, out = (cfg.layers, cfg.heads), {}
+    shape = (cfg.layers, cfg.heads)
+    out = {}
     if cfg.views == 2:
         depth = np.arange(cfg.layers, dtype=np.float64)[:, None]
-        start = 0.8 - 0.6 * np.exp(-0.3 * depth) if cfg.lambda_init == "depth" else 0.5 + 0 * depth
-        out["lam"] = jnp.asarray(np.broadcast_to(np.log(start / (1 - start)), shape), dtype)
+        by_depth = 0.8 - 0.6 * np.exp(-0.3 * depth)
+        lam = by_depth if cfg.lambda_init == "depth" else np.full_like(depth, 0.5)
+        # The inverse of the sigmoid in `knobs`.
+        out["lam"] = jnp.asarray(np.broadcast_to(np.log(lam / (1 - lam)), shape), dtype)
     if cfg.learn_beta:
         out["beta"] = jnp.full(shape, math.log(math.expm1(cfg.beta)), dtype)
     if cfg.attention == "ssmax":
@@ -214,28 +215,18 @@ def forward(
         rewire=rewire,
         lora_scale=lora_scale,
     )
-    x = params["embed"][ids].astype(dtype)
-
-    def block(x: jax.Array, xs: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
-        return _block(context, x, xs)
-
-    if cfg.remat:
-        block = jax.checkpoint(block, prevent_cse=not cfg.scan)
-    xs = {"params": params["blocks"], "lora": dict(lora or {}), "layer": jnp.arange(cfg.layers)}
+    per_layer = {
+        "params": params["blocks"],
+        "lora": dict(lora or {}),
+        "layer": jnp.arange(cfg.layers),
+    }
     if cache is not None:
-        xs |= {"k": cache.k, "v": cache.v}
-    embedded = x
-    if cfg.scan:
-        x, ys = jax.lax.scan(block, x, xs)
-    else:
-        each = []
-        for layer in range(cfg.layers):
-            x, y = block(x, jax.tree.map(lambda leaf: leaf[layer], xs))  # noqa: B023
-            each.append(y)
-        ys = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-    found = {name: ys[name] for name in taps}
+        per_layer |= {"k": cache.k, "v": cache.v}
+    embedded = params["embed"][ids].astype(dtype)
+    x, ys = _run_blocks(context, embedded, per_layer)
+    tapped = {name: ys[name] for name in taps}
     if "resid" in taps:
-        found["resid"] = jnp.concatenate([embedded[None], found["resid"]])
+        tapped["resid"] = jnp.concatenate([embedded[None], tapped["resid"]])
     x = _norm(cfg, params["final_norm"], x)
     table = params["embed" if cfg.tied else "head"].astype(dtype)
     logits = jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)
@@ -247,32 +238,57 @@ def forward(
             length=cache.length + T,
             tokens=cache.tokens + segments.sum(axis=1),
         )
-    return LMOut(logits, found, cache)
+    return LMOut(logits, tapped, cache)
 
 
 class _Context(NamedTuple):
     """What every block reads."""
 
     cfg: LMConfig
-    positions: jax.Array
-    segments: jax.Array | None
-    valid: Any
-    start: jax.Array | None
+    positions: jax.Array  # int [B or 1, T], of the rotation
+    segments: jax.Array | None  # int32 [B, T], 0 for padding
+    valid: Any  # int32 [B, S], segments of cached keys, these tokens among them; None without cache
+    start: jax.Array | None  # int32 [], slot of the first of these tokens
     taps: frozenset[str]
     rewire: Rewire | None
     lora_scale: Any
+
+
+def _run_blocks(
+    context: _Context, x: jax.Array, per_layer: dict[str, Any]
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """All blocks, scanned or unrolled: x after the last, and their taps and caches, stacked.
+
+    Args:
+        per_layer: parameters, adapters, index and cache of the layers, stacked.
+    """
+    cfg = context.cfg
+
+    def block(x: jax.Array, xs: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
+        return _block(context, x, xs)
+
+    if cfg.remat:
+        # A scan keeps the recomputation from being merged with the forward pass by itself.
+        block = jax.checkpoint(block, prevent_cse=not cfg.scan)
+    if cfg.scan:
+        return jax.lax.scan(block, x, per_layer)
+    outputs = []
+    for layer in range(cfg.layers):
+        x, out = block(x, jax.tree.map(lambda leaf: leaf[layer], per_layer))  # noqa: B023
+        outputs.append(out)
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
 
 def _block(
     context: _Context, x: jax.Array, xs: dict[str, Any]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """One layer: (x, its parameters, adapters and cache) -> (x, its taps and cache)."""
-    cfg, taps, ys = context.cfg, context.taps, {}
+    cfg = context.cfg
+    taps = context.taps
     if context.rewire is not None:
         x = _apply_rewire(context.rewire, xs["layer"], x)
     params = xs["params"]
-    out, found = _attention(context, _norm(cfg, params["attn_norm"], x), xs)
-    ys |= found
+    out, ys = _attention(context, _norm(cfg, params["attn_norm"], x), xs)
     if "attn_out" in taps:
         ys["attn_out"] = out
     x = x + out
@@ -296,7 +312,10 @@ def _block(
 def _attention(
     context: _Context, h: jax.Array, xs: dict[str, Any]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    cfg, attn, ys = context.cfg, xs["params"]["attn"], {}
+    """Output [B, T, D] of the block's attention to h; its map and cache where they are wanted."""
+    cfg = context.cfg
+    attn = xs["params"]["attn"]
+    ys = {}
     B, T, _ = h.shape
 
     def heads(name: str, count: int, views: int) -> jax.Array:
@@ -305,7 +324,8 @@ def _attention(
             out = out + attn[f"{name}_bias"].astype(out.dtype)[None, None]
         return jnp.moveaxis(out.reshape(B, T, count, views, cfg.head_dim), 3, 0)
 
-    q, k = heads("q", cfg.heads, cfg.views), heads("k", cfg.kv_heads, cfg.views)
+    q = heads("q", cfg.heads, cfg.views)
+    k = heads("k", cfg.kv_heads, cfg.views)
     v = heads("v", cfg.kv_heads, 1)[0]
     if cfg.qk_norm:
         q = layers.rms_norm(q, attn["q_norm"], cfg.norm_eps)
@@ -371,9 +391,9 @@ def _write(into: jax.Array, new: jax.Array, start: jax.Array, axis: int) -> jax.
 def _apply_rewire(rewire: Rewire, layer: jax.Array, x: jax.Array) -> jax.Array:
     T = x.shape[1]
     moved = jnp.take_along_axis(x, rewire.src[:, :, None], axis=1)
-    here = (layer >= rewire.lo) & (layer < rewire.hi)
+    is_layer_rewired = (layer >= rewire.lo) & (layer < rewire.hi)
     # Slots that do nothing write outside and are dropped: several may name the same position.
-    dst = jnp.where(rewire.valid & here, rewire.dst, T)
+    dst = jnp.where(rewire.valid & is_layer_rewired, rewire.dst, T)
     return jax.vmap(lambda row, d, m: row.at[d].set(m, mode="drop"))(x, dst, moved)
 
 
@@ -421,7 +441,7 @@ def partition_rules() -> tuple[tuple[str, PartitionSpec], ...]:
     """(regex over "/"-joined leaf paths, spec) on mesh axes ("data", "model"), first match wins.
 
     Embeddings are split over vocabulary and width, matrices over heads or hidden units (model) and
-    the other side (data); norms and knobs are replicated. Paths may have a prefix, so optimiser
+    the other side (data); norms and knobs are replicated. Paths may have a prefix, so optimizer
     moments are split like their parameters.
     """
     into = PartitionSpec(None, "data", "model")

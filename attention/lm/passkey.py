@@ -57,7 +57,8 @@ def rows(
     """
     if length < task.shortest:
         raise ValueError(f"length={length}: needles and question alone take {task.shortest}")
-    key, ask = task.vocab_size - 2, task.vocab_size - 1
+    key = task.vocab_size - 2
+    ask = task.vocab_size - 1
     first_name = task.noise + DIGITS
     width = 2 + task.digits
     gaps = length - task.shortest + 1  # noise tokens before a needle: 0 .. gaps - 1

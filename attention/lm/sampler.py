@@ -3,14 +3,15 @@
 
     ids, mask = pad_prompts(prompts)                              # left-padded to a power of two
     state = start(params, cfg, ids, mask, capacity=ids.shape[1] + 64)
-    out = sample(params, cfg, state, key, max_new=64, stop_ids=(eos,))
+    out = sample(params, cfg, state, key, Sampling(max_new=64, stop_ids=(eos,)))
     state = append(params, cfg, out.state, tool_ids, tool_mask)   # next turn, same cache
 
-What a row draws depends on (key, row number, step) and its own tokens only, not on its neighbours.
+What a row draws depends on (key, row number, step) and its own tokens only, not on its neighbors.
 Generated tokens are in the returned cache, so a further turn continues from ids, never from text.
 All functions are jitted with the config static. Beam search is in `attention.lm.beam`.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,25 +24,68 @@ from attention.lm.config import LMConfig
 from attention.lm.model import Adapters, Cache, Params, forward, init_cache
 
 
-class State(NamedTuple):
-    """logits: float32 [B, V] of the next token of every row; cache: of what was read."""
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn, checked; hashable, so that it is static under jit.
 
-    logits: jax.Array
-    cache: Cache
+    Attributes:
+        max_new: most tokens drawn for a row, >= 1; they must fit in the cache beside what is there.
+        temperature: >= 0; 0 takes the most likely token (its logp is then that of temperature 1).
+        top_k: keep the k most likely tokens (and ties), 0 to the vocabulary's size; 0 keeps all.
+        top_p: keep the most likely tokens until their mass reaches p in (0, 1]; at least one.
+        stop_ids: tokens after which a row ends, >= 0.
+        pad_id: what stands in `Samples.ids` after a row's stop token, >= 0.
+    """
+
+    max_new: int
+    temperature: int | float = 1.0
+    top_k: int = 0
+    top_p: int | float = 1.0
+    stop_ids: tuple[int, ...] = ()
+    pad_id: int = 0
+
+    def __post_init__(self) -> None:
+        rules = {
+            "max_new": (self.max_new >= 1, "must be at least 1"),
+            "temperature": (self.temperature >= 0, "must be >= 0 (0 takes the most likely token)"),
+            "top_k": (self.top_k >= 0, "must be >= 0 (0 keeps all tokens)"),
+            "top_p": (0 < self.top_p <= 1, "must be in (0, 1] (1 keeps all tokens)"),
+            "stop_ids": (all(token >= 0 for token in self.stop_ids), "must be token ids >= 0"),
+            "pad_id": (self.pad_id >= 0, "must be a token id >= 0"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise ValueError(f"{name}={getattr(self, name)!r}: {rule}")
+
+
+class State(NamedTuple):
+    """Where every row stands: what it may go on with."""
+
+    logits: jax.Array  # float32 [B, V], of the next token
+    cache: Cache  # of the tokens that were read
 
 
 class Samples(NamedTuple):
-    """What was drawn, N = max_new.
+    """Tokens that were drawn, N = max_new."""
 
-    ids: int32 [B, N], pad_id after a row's stop token; logp: float32 [B, N], log-probability under
-    the sampling temperature before top-k, top-p and constraint, 0 after the stop; lengths: int32
-    [B], tokens drawn, the stop token among them; state: to go on from.
-    """
-
-    ids: jax.Array
+    ids: jax.Array  # int32 [B, N], pad_id after a row's stop token
+    # float32 [B, N], log-probability under the temperature before top-k, top-p and constraint; 0
+    # after the stop.
     logp: jax.Array
-    lengths: jax.Array
+    lengths: jax.Array  # int32 [B], tokens drawn, the stop token among them
+    state: State  # to go on from
+
+
+class _Loop(NamedTuple):
+    """What a step of `sample` carries to the next."""
+
+    step: jax.Array  # int32 [], tokens drawn so far
     state: State
+    done: jax.Array  # bool [B], rows that have drawn a stop token
+    ids: jax.Array  # int32 [B, N]
+    logp: jax.Array  # float32 [B, N]
+    lengths: jax.Array  # int32 [B]
+    carry: Any  # of the constraint
 
 
 class Constraint(NamedTuple):
@@ -119,115 +163,100 @@ def append(
     return State(jnp.where(jnp.asarray(mask)[:, -1:], out.logits[:, -1], state.logits), out.cache)
 
 
-@partial(
-    jax.jit,
-    static_argnames=(
-        "cfg",
-        "max_new",
-        "temperature",
-        "top_k",
-        "top_p",
-        "stop_ids",
-        "pad_id",
-        "constraint",
-    ),
-)
+@partial(jax.jit, static_argnames=("cfg", "sampling", "constraint"))
 def sample(
     params: Params,
     cfg: LMConfig,
     state: State,
     key: jax.Array,
+    sampling: Sampling,
     *,
-    max_new: int,
-    temperature: int | float = 1.0,
-    top_k: int = 0,
-    top_p: int | float = 1.0,
-    stop_ids: tuple[int, ...] = (),
-    pad_id: int = 0,
     rows: jax.Array | np.ndarray | None = None,
     constraint: Constraint | None = None,
     carry: Any = None,
     lora: Adapters | None = None,
     lora_scale: int | float | jax.Array = 1.0,
 ) -> Samples:
-    """Draws up to max_new tokens for every row; ends early once all rows have stopped.
+    """Draws up to `sampling.max_new` tokens for every row; ends early once all rows have stopped.
 
     Args:
         key: typed key; row r draws its step s from fold_in(fold_in(key, r), s).
-        max_new: >= 1; must fit in the capacity of the cache beside what it holds.
-        temperature: >= 0; 0 takes the most likely token (logp is then that of temperature 1).
-        top_k: keep the k most likely tokens (and ties); 0 keeps all.
-        top_p: keep the most likely tokens until their mass reaches p in (0, 1]; at least one.
-        stop_ids: tokens after which a row ends.
         rows: int [B], row numbers for the random draws; None is 0 .. B - 1.
         constraint, carry: which tokens may be drawn, and its first carry.
 
     Raises:
-        ValueError: a value out of range, or max_new above the capacity of the cache.
+        ValueError: max_new above the capacity of the cache, top_k above the vocabulary, or a carry
+            without a constraint.
     """
-    _check(cfg, state, max_new, temperature, top_k, top_p, constraint, carry)
-    B = state.logits.shape[0]
-    rows = jnp.arange(B) if rows is None else jnp.asarray(rows)
-    row_keys = jax.vmap(partial(jax.random.fold_in, key))(rows)
-    stops = jnp.asarray(stop_ids, jnp.int32).reshape(1, -1)
+    _check(cfg, state, sampling, constraint, carry)
+    row_keys = _row_keys(key, rows, state.logits.shape[0])
+    stop_ids = jnp.asarray(sampling.stop_ids, jnp.int32).reshape(1, -1)
 
-    def going(loop: dict[str, Any]) -> jax.Array:
-        return (loop["step"] < max_new) & ~loop["done"].all()
+    def is_running(loop: _Loop) -> jax.Array:
+        return (loop.step < sampling.max_new) & ~loop.done.all()
 
-    def draw(loop: dict[str, Any]) -> dict[str, Any]:
-        state, done, step, carry = loop["state"], loop["done"], loop["step"], loop["carry"]
-        allowed = None if constraint is None else constraint.allowed(carry)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(row_keys, step)
-        token, logp = _choose(state.logits, keys, temperature, top_k, top_p, allowed)
-        token = jnp.where(done, pad_id, token)
+    def draw_token(loop: _Loop) -> _Loop:
+        allowed = None if constraint is None else constraint.allowed(loop.carry)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(row_keys, loop.step)
+        token, logp = _choose(loop.state.logits, keys, sampling, allowed)
+        token = jnp.where(loop.done, sampling.pad_id, token)
         out = forward(
             params,
             cfg,
             token[:, None],
-            mask=~done[:, None],
-            cache=state.cache,
+            mask=~loop.done[:, None],
+            cache=loop.state.cache,
             lora=lora,
             lora_scale=lora_scale,
         )
-        return {
-            "step": step + 1,
-            "state": State(jnp.where(done[:, None], state.logits, out.logits[:, 0]), out.cache),
-            "done": done | (token[:, None] == stops).any(axis=1),
-            "ids": loop["ids"].at[:, step].set(token),
-            "logp": loop["logp"].at[:, step].set(jnp.where(done, 0.0, logp)),
-            "lengths": loop["lengths"] + ~done,
-            "carry": carry if constraint is None else constraint.advance(carry, token),
-        }
+        # A row that is done keeps its logits: what is appended later continues from its stop token.
+        logits = jnp.where(loop.done[:, None], loop.state.logits, out.logits[:, 0])
+        return _Loop(
+            step=loop.step + 1,
+            state=State(logits, out.cache),
+            done=loop.done | (token[:, None] == stop_ids).any(axis=1),
+            ids=loop.ids.at[:, loop.step].set(token),
+            logp=loop.logp.at[:, loop.step].set(jnp.where(loop.done, 0.0, logp)),
+            lengths=loop.lengths + ~loop.done,
+            carry=loop.carry if constraint is None else constraint.advance(loop.carry, token),
+        )
 
-    first = {
-        "step": jnp.zeros((), jnp.int32),
-        "state": state,
-        "done": jnp.zeros((B,), bool),
-        "ids": jnp.full((B, max_new), pad_id, jnp.int32),
-        "logp": jnp.zeros((B, max_new), jnp.float32),
-        "lengths": jnp.zeros((B,), jnp.int32),
-        "carry": carry,
-    }
-    last = jax.lax.while_loop(going, draw, first)
-    return Samples(last["ids"], last["logp"], last["lengths"], last["state"])
+    last = jax.lax.while_loop(is_running, draw_token, _first_loop(state, sampling, carry))
+    return Samples(last.ids, last.logp, last.lengths, last.state)
+
+
+def _row_keys(key: jax.Array, rows: jax.Array | np.ndarray | None, count: int) -> jax.Array:
+    """A key for each of `count` rows, by its row number."""
+    numbers = jnp.arange(count) if rows is None else jnp.asarray(rows)
+    return jax.vmap(partial(jax.random.fold_in, key))(numbers)
+
+
+def _first_loop(state: State, sampling: Sampling, carry: Any) -> _Loop:
+    batch = state.logits.shape[0]
+    return _Loop(
+        step=jnp.zeros((), jnp.int32),
+        state=state,
+        done=jnp.zeros((batch,), bool),
+        ids=jnp.full((batch, sampling.max_new), sampling.pad_id, jnp.int32),
+        logp=jnp.zeros((batch, sampling.max_new), jnp.float32),
+        lengths=jnp.zeros((batch,), jnp.int32),
+        carry=carry,
+    )
 
 
 def _choose(
-    logits: jax.Array,
-    keys: jax.Array,
-    temperature: int | float,
-    top_k: int,
-    top_p: int | float,
-    allowed: jax.Array | None,
+    logits: jax.Array, keys: jax.Array, sampling: Sampling, allowed: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
     """Tokens int32 [B] and their log-probability [B] before any truncation."""
-    scaled = logits / temperature if temperature > 0 else logits
+    is_greedy = sampling.temperature == 0
+    scaled = logits if is_greedy else logits / sampling.temperature
     logp = jax.nn.log_softmax(scaled, axis=-1)
-    work = scaled if allowed is None else jnp.where(allowed, scaled, -jnp.inf)
-    if temperature == 0:
-        token = jnp.argmax(work, axis=-1)
+    permitted = scaled if allowed is None else jnp.where(allowed, scaled, -jnp.inf)
+    if is_greedy:
+        token = jnp.argmax(permitted, axis=-1)
     else:
-        token = jax.vmap(jax.random.categorical)(keys, truncate(work, top_k, top_p))
+        truncated = truncate(permitted, sampling.top_k, sampling.top_p)
+        token = jax.vmap(jax.random.categorical)(keys, truncated)
     token = token.astype(jnp.int32)
     return token, jnp.take_along_axis(logp, token[:, None], axis=-1)[:, 0]
 
@@ -240,31 +269,24 @@ def truncate(logits: jax.Array, top_k: int = 0, top_p: int | float = 1.0) -> jax
     if top_p < 1:
         descending = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
         mass = jax.nn.softmax(descending, axis=-1)
-        kept = jnp.cumsum(mass, axis=-1) - mass < top_p  # mass before this token
-        least = jnp.min(jnp.where(kept, descending, jnp.inf), axis=-1, keepdims=True)
+        mass_before = jnp.cumsum(mass, axis=-1) - mass
+        is_in_nucleus = mass_before < top_p  # the token that crosses p is in, so one always is
+        least = jnp.min(jnp.where(is_in_nucleus, descending, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits >= least, logits, -jnp.inf)
     return logits
 
 
 def _check(
-    cfg: LMConfig,
-    state: State,
-    max_new: int,
-    temperature: int | float,
-    top_k: int,
-    top_p: int | float,
-    constraint: Constraint | None,
-    carry: Any,
+    cfg: LMConfig, state: State, sampling: Sampling, constraint: Constraint | None, carry: Any
 ) -> None:
-    if max_new < 1 or max_new > state.cache.valid.shape[1]:
+    """ValueError where the knobs do not fit this model and cache."""
+    capacity = state.cache.valid.shape[1]
+    if sampling.max_new > capacity:
         raise ValueError(
-            f"max_new={max_new}: must be 1 to {state.cache.valid.shape[1]}, the cache's capacity"
+            f"max_new={sampling.max_new}: must be 1 to {capacity}, the cache's capacity; "
+            "start with a larger one"
         )
-    if temperature < 0:
-        raise ValueError(f"temperature={temperature}: must be >= 0")
-    if not 0 <= top_k <= cfg.vocab_size:
-        raise ValueError(f"top_k={top_k}: must be 0 to {cfg.vocab_size}")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p}: must be in (0, 1]")
+    if sampling.top_k > cfg.vocab_size:
+        raise ValueError(f"top_k={sampling.top_k}: must be 0 to {cfg.vocab_size}, the vocabulary")
     if constraint is None and carry is not None:
-        raise ValueError("carry: given without a constraint")
+        raise ValueError("carry: given without a constraint, which alone reads it")

@@ -72,23 +72,23 @@ def update(
     if rows % microbatches:
         raise ValueError(f"microbatches={microbatches} do not divide a batch of {rows}")
 
-    def part(params: model.Params, one: Mapping[str, jax.Array]) -> jax.Array:
-        return loss(params, cfg, one["ids"], one.get("weights"))
+    def batch_loss(params: model.Params, batch: Mapping[str, jax.Array]) -> jax.Array:
+        return loss(params, cfg, batch["ids"], batch.get("weights"))
 
     if microbatches == 1:
-        value, grads = jax.value_and_grad(part)(params, batch)
+        value, grads = jax.value_and_grad(batch_loss)(params, batch)
     else:
         parts = {k: v.reshape(microbatches, -1, *v.shape[1:]) for k, v in batch.items()}
 
-        def add(total: Any, one: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(part)(params, one)), None
+        def add_part(total: Any, part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, jax.value_and_grad(batch_loss)(params, part)), None
 
         zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-        total, _ = jax.lax.scan(add, zero, dict(parts))
+        total, _ = jax.lax.scan(add_part, zero, dict(parts))
         value, grads = jax.tree.map(lambda leaf: leaf / microbatches, total)
     updates, opt_state = tx.update(grads, opt_state, params)
-    stepped: Any = optax.apply_updates(params, updates)
-    return stepped, opt_state, {"loss": value, "grad_norm": optax.tree.norm(grads)}
+    new_params: Any = optax.apply_updates(params, updates)
+    return new_params, opt_state, {"loss": value, "grad_norm": optax.tree.norm(grads)}
 
 
 def windows(tokens: np.ndarray, seed: int, step: int, rows: tuple[int, int], length: int):

@@ -2,7 +2,7 @@
 """New tokens for a trained model, and training of chosen rows only.
 
 A frozen row must not move at all: masking its gradient alone is not enough, for AdamW decays every
-weight it is given. `only` therefore masks what goes into an optimiser and what comes out of it.
+weight it is given. `only` therefore masks what goes into an optimizer and what comes out of it.
 """
 
 import re
@@ -81,7 +81,7 @@ def train_mask(params: Any, rules: Sequence[tuple[str, bool | Sequence[int] | np
     """
     used = set()
 
-    def one(path: Any, leaf: jax.Array) -> jax.Array:
+    def mask_of(path: Any, leaf: jax.Array) -> jax.Array:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         for number, (regex, chosen) in enumerate(rules):
             if not re.fullmatch(regex, name):
@@ -97,15 +97,15 @@ def train_mask(params: Any, rules: Sequence[tuple[str, bool | Sequence[int] | np
             return jnp.asarray(rows)
         return jnp.full((1,) * leaf.ndim, False)
 
-    mask = jax.tree_util.tree_map_with_path(one, params)
+    mask = jax.tree_util.tree_map_with_path(mask_of, params)
     unused = [regex for number, (regex, _) in enumerate(rules) if number not in used]
     if unused:
         raise ValueError(f"rules: {unused} match no leaf that an earlier rule leaves")
     return mask
 
 
-def only(optimiser: optax.GradientTransformation, mask: Any) -> optax.GradientTransformation:
-    """The optimiser on masked entries only; all others stay bit for bit, weight decay included.
+def only(optimizer: optax.GradientTransformation, mask: Any) -> optax.GradientTransformation:
+    """Restricts an optimizer to masked entries; all others stay bit for bit, weight decay included.
 
     Gradients outside the mask neither reach moments nor the norm that clipping sees.
 
@@ -113,11 +113,11 @@ def only(optimiser: optax.GradientTransformation, mask: Any) -> optax.GradientTr
         mask: of `train_mask`: bool leaves that broadcast to their parameters.
     """
 
-    def kept(tree: Any) -> Any:
+    def keep_masked(tree: Any) -> Any:
         return jax.tree.map(lambda m, x: jnp.where(m, x, jnp.zeros((), x.dtype)), mask, tree)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = optimiser.update(kept(updates), state, params)
-        return kept(updates), state
+        updates, state = optimizer.update(keep_masked(updates), state, params)
+        return keep_masked(updates), state  # once more: weight decay moves what has no gradient
 
-    return optax.GradientTransformation(optimiser.init, update)
+    return optax.GradientTransformation(optimizer.init, update)

@@ -32,7 +32,7 @@ from jax import lax
 
 from attention import decode, gpu_check, masks
 from attention.kernels import Spec, pallas_gpu, power, xla
-from attention.tda import normalise, threshold
+from attention.tda import normalize, threshold
 from experiments.runner.bench import Case, Missing
 
 SPEC = Spec(causal=True, p=2)
@@ -88,7 +88,7 @@ def inputs(shape: Shape, kind: str, dtype: Any, seed: int = 0) -> tuple[jax.Arra
             lean = [1.3 * jnp.broadcast_to(centres[0], (2, B, T, H, D))] * 2
         noise = jax.random.split(keys[3], 2)
         q, k = (
-            normalise(jax.random.normal(n, (2, B, T, H, D)) + x)
+            normalize(jax.random.normal(n, (2, B, T, H, D)) + x)
             for n, x in zip(noise, lean, strict=True)
         )
         n = masks.row_lengths(

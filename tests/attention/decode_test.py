@@ -11,6 +11,7 @@ import pytest
 
 from attention import decode
 from attention.tda import tda_attention
+from tests.attention import oracle
 from tests.attention.oracle import Case
 
 QUICK = {"xla_backend_optimization_level": 0}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which backend the door picks on which machine."""
+"""Which backend `tda_attention` picks on which machine."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ class Device:
 
 
 def lowered(monkeypatch: pytest.MonkeyPatch, backend: str, capability: str) -> str:
-    """Text of the door lowered for CUDA on a machine with such a GPU."""
+    """Text of `tda_attention` lowered for CUDA on a machine with such a GPU."""
     monkeypatch.setattr(tda.jax, "default_backend", lambda: backend)
     monkeypatch.setattr(tda.jax, "devices", lambda: [Device(capability)])
     shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.bfloat16)

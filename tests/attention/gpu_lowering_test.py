@@ -29,7 +29,7 @@ LOWERED: dict[str, dict[str, Any]] = {
 
 
 def function(grad: bool, packed: bool, **options: Any) -> Any:
-    """(q, k, v, lam, beta, ids..) -> o or gradients, through the public door."""
+    """(q, k, v, lam, beta, ids..) -> o or gradients, through the public function."""
 
     def run(q: Any, k: Any, v: Any, lam: Any, beta: Any, *ids: Any) -> jax.Array:
         q_ids, kv_ids = ids if packed else (None, None)

@@ -13,7 +13,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from attention import masks
 from attention.kernels import Spec, pallas_tpu, pallas_tpu_tiles, reference, xla
-from attention.tda import normalise, tda_attention, threshold
+from attention.tda import normalize, tda_attention, threshold
+from tests.attention import oracle
 from tests.attention.oracle import Case
 from tests.tiers import deep_unless
 
@@ -43,7 +44,7 @@ def function(case: Case, x: dict[str, Any], module: Any, skip: bool = True, **tu
         tau = jnp.broadcast_to(tau, (case.B, case.H, case.T))
         spec = Spec(case.causal, case.p, skip)
         return module.tda(
-            normalise(q), normalise(k), v, tau, lam, x["q_ids"], x["kv_ids"], offset, spec, **tuning
+            normalize(q), normalize(k), v, tau, lam, x["q_ids"], x["kv_ids"], offset, spec, **tuning
         )
 
     return call
@@ -123,7 +124,7 @@ def test_the_bitmap_marks_live_tiles() -> None:
     e = np.pad(oracle.solve(case, x)["e"], [(0, 0)] * 3 + [(0, 8), (0, 0)])
     wanted = (e > 0).any(0).reshape(2, 4, 4, 16, 4, 16).any((3, 5))
     assert 0.05 < wanted.mean() < 0.6
-    q, k = (normalise(jnp.asarray(x[name])) for name in ("q", "k"))
+    q, k = (normalize(jnp.asarray(x[name])) for name in ("q", "k"))
     v = jnp.asarray(x["v"])
     ids = (jnp.asarray(x["q_ids"], jnp.int32), jnp.asarray(x["kv_ids"], jnp.int32))
     n = masks.row_lengths(56, 64, causal=False, q_segment_ids=ids[0], kv_segment_ids=ids[1])
@@ -155,7 +156,7 @@ def test_bfloat16() -> None:
     """|error| <= 2^-7 (sum_j |a_ij| |v_j| + 1e-3) against float64 on the same rounded unit rows."""
     case = Case("bf16", H=4, K=2, D=32, offset=0)
     x = oracle.problem(case)
-    unit = [normalise(jnp.asarray(x[name])).astype(jnp.bfloat16) for name in ("q", "k")]
+    unit = [normalize(jnp.asarray(x[name])).astype(jnp.bfloat16) for name in ("q", "k")]
     v = jnp.asarray(x["v"], jnp.bfloat16)
     n = masks.row_lengths(case.T, case.S, causal=True)
     tau = jnp.broadcast_to(threshold(n, case.D, x["beta"], x["kappa"]), (2, 4, case.T))

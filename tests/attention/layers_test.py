@@ -18,8 +18,8 @@ def test_norms_against_numpy() -> None:
     x32 = jnp.asarray(x, jnp.float32)
     rms = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-3) * scale
     np.testing.assert_allclose(layers.rms_norm(x32, jnp.asarray(scale), 1e-3), rms, rtol=1e-5)
-    centred = x - x.mean(-1, keepdims=True)
-    normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-3)
+    centered = x - x.mean(-1, keepdims=True)
+    normed = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-3)
     got = layers.layer_norm(x32, jnp.asarray(scale), jnp.asarray(bias), 1e-3)
     np.testing.assert_allclose(got, normed * scale + bias, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(layers.layer_norm(x32, eps=1e-3), normed, rtol=1e-4, atol=1e-5)

@@ -278,5 +278,6 @@ def test_agrees_with_transformers(family: str, tmp_path: Path) -> None:
     with torch.no_grad():
         text = other.generate(torch.tensor(prompts), max_new_tokens=24, do_sample=False).numpy()
     state = sampler.start(params, cfg, prompts, prompt_mask, capacity=44)
-    out = sampler.sample(params, cfg, state, jax.random.key(0), max_new=24, temperature=0)
+    greedy = sampler.Sampling(max_new=24, temperature=0)
+    out = sampler.sample(params, cfg, state, jax.random.key(0), greedy)
     np.testing.assert_array_equal(out.ids, text[:, 20:])

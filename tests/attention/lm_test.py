@@ -250,7 +250,7 @@ def test_new_rows_and_frozen_rows(tied: bool) -> None:
 
     only_new = [("embed|head" if not tied else "embed", [40, 42])]
     mask = vocabulary.train_mask(wide, only_new)
-    optimiser = vocabulary.only(
+    optimizer = vocabulary.only(
         optax.chain(optax.clip_by_global_norm(1e-3), optax.adamw(1e-2, weight_decay=0.5)), mask
     )
 
@@ -260,10 +260,10 @@ def test_new_rows_and_frozen_rows(tied: bool) -> None:
             ids = IDS.at[:, 3].set(40).at[:, 5].set(42).at[:, 7].set(41)
             return (model.forward(params, bigger, ids).logits ** 2).mean()
 
-        updates, state = optimiser.update(jax.grad(loss)(params), state, params)
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state
 
-    new, state = wide, optimiser.init(wide)
+    new, state = wide, optimizer.init(wide)
     for _ in range(10):
         new, state = step(new, state)
     for (path, before), after in zip(
@@ -280,9 +280,9 @@ def test_frozen_gradients_reach_no_norm() -> None:
     """Clipping to 1 sees the chosen row of length 2 alone, not the huge frozen ones."""
     params = {"a": jnp.zeros((3, 4)), "b": jnp.zeros(2)}
     mask = vocabulary.train_mask(params, [("a", [1])])
-    optimiser = vocabulary.only(optax.clip_by_global_norm(1.0), mask)
+    optimizer = vocabulary.only(optax.clip_by_global_norm(1.0), mask)
     grads = {"a": jnp.full((3, 4), 1e3).at[1].set(1.0), "b": jnp.full(2, 1e3)}
-    updates, _ = optimiser.update(grads, optimiser.init(params), params)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
     np.testing.assert_allclose(updates["a"], [[0] * 4, [0.5] * 4, [0] * 4], rtol=1e-6)
     np.testing.assert_array_equal(updates["b"], [0, 0])
 

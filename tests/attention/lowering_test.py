@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forward and gradient lower for TPUs on a machine without one, and survive serialisation."""
+"""Forward and gradient lower for TPUs on a machine without one, and survive serialization."""
 
 import importlib.util
 import json
@@ -44,7 +44,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_lowers_for_tpu(case: str) -> None:
-    """One kernel forward, three with the gradient; exported, serialised, read back."""
+    """One kernel forward, three with the gradient; exported, serialized, read back."""
     arguments = shapes(*CASES[case])
     for backward, names in (
         (False, ("tda_forward",)),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from attention import masks
+from tests.attention import oracle
 from tests.attention.oracle import Case
 
 CASES = [

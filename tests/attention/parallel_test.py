@@ -12,7 +12,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from attention import masks, parallel
 from attention.kernels import Spec, xla
-from attention.tda import normalise, tda_attention, threshold
+from attention.tda import normalize, tda_attention, threshold
+from tests.attention import oracle
 from tests.attention.oracle import Case
 
 QUICK = {"xla_backend_optimization_level": 0}
@@ -108,7 +109,7 @@ def test_results_of_key_sets_add() -> None:
     """o(K u K') = o(K) + o(K') while tau stays: the fact behind the psum."""
     case = Case("sum", T=16, S=24, causal=False)
     x = oracle.problem(case)
-    q, k = (normalise(jnp.asarray(x[name])) for name in ("q", "k"))
+    q, k = (normalize(jnp.asarray(x[name])) for name in ("q", "k"))
     n = masks.row_lengths(16, 24, causal=False)
     tau = jnp.broadcast_to(threshold(n, case.D, 0.5, 1.0), (2, 2, 16))
     spec = Spec(causal=False, p=2)

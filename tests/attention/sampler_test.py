@@ -31,11 +31,21 @@ def log_probability(rows: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 FORWARD = jax.jit(lambda ids: model.forward(PARAMS, CFG, ids).logits)
 
 
-def draw(prompts: list[list[int]], **options: Any) -> sampler.Samples:
+def draw(
+    prompts: list[list[int]],
+    *,
+    rows: Any = None,
+    constraint: sampler.Constraint | None = None,
+    carry: Any = None,
+    **knobs: Any,
+) -> sampler.Samples:
     ids, mask = sampler.pad_prompts(prompts, least=8)
     state = sampler.start(PARAMS, CFG, ids, mask, capacity=24)
-    rows = options.pop("rows", np.arange(len(prompts)))
-    return sampler.sample(PARAMS, CFG, state, KEY, rows=rows, **{"max_new": 8, **options})
+    sampling = sampler.Sampling(**{"max_new": 8, **knobs})
+    rows = np.arange(len(prompts)) if rows is None else rows
+    return sampler.sample(
+        PARAMS, CFG, state, KEY, sampling, rows=rows, constraint=constraint, carry=carry
+    )
 
 
 def test_prompts_are_padded_at_the_left_to_few_lengths() -> None:
@@ -77,7 +87,8 @@ def test_draws_follow_the_distribution() -> None:
     logits = jnp.asarray([1.0, 0.5, 0.0, -0.5, -1.0, -2.0, 2.0])
     keys = jax.random.split(jax.random.key(7), 20_000)
     rows = jnp.broadcast_to(logits, (20_000, V))
-    tokens, _ = jax.jit(lambda r, k: sampler._choose(r, k, 0.7, 0, 1.0, None))(rows, keys)
+    sampling = sampler.Sampling(max_new=1, temperature=0.7)
+    tokens, _ = jax.jit(lambda r, k: sampler._choose(r, k, sampling, None))(rows, keys)
     want = np.exp(np.asarray(logits, np.float64) / 0.7)
     want *= 20_000 / want.sum()
     got = np.bincount(np.asarray(tokens), minlength=V)
@@ -208,17 +219,26 @@ def test_beams_stop_and_can_prefer_length() -> None:
 def test_bad_calls_are_named() -> None:
     ids, mask = sampler.pad_prompts([[3, 1]], least=8)
     state = jax.eval_shape(lambda: sampler.start(PARAMS, CFG, ids, mask, capacity=16))
-    for options, named in (
-        ({"max_new": 0}, "max_new=0"),
-        ({"max_new": 17}, "max_new=17: must be 1 to 16"),
-        ({"temperature": -1}, "temperature=-1"),
-        ({"top_k": 8}, "top_k=8"),
-        ({"top_p": 0.0}, "top_p=0.0"),
-        ({"carry": 1}, "carry: given without"),
+    for knobs, named in (
+        ({"max_new": 0}, "max_new=0: must be at least 1"),
+        ({"temperature": -1}, "temperature=-1: must be >= 0"),
+        ({"top_k": -1}, "top_k=-1: must be >= 0"),
+        ({"top_p": 0.0}, r"top_p=0.0: must be in \(0, 1\]"),
+        ({"top_p": float("nan")}, "top_p=nan"),
+        ({"stop_ids": (3, -1)}, r"stop_ids=\(3, -1\)"),
+        ({"pad_id": -1}, "pad_id=-1"),
     ):
         with pytest.raises(ValueError, match=named):
+            sampler.Sampling(**{"max_new": 2, **knobs})
+    for knobs, carry, named in (
+        ({"max_new": 17}, None, "max_new=17: must be 1 to 16"),
+        ({"top_k": 8}, None, "top_k=8: must be 0 to 7"),
+        ({}, 1, "carry: given without"),
+    ):
+        sampling = sampler.Sampling(**{"max_new": 2, **knobs})
+        with pytest.raises(ValueError, match=named):
             jax.eval_shape(
-                lambda s, o=options: sampler.sample(PARAMS, CFG, s, KEY, **{"max_new": 2, **o}),
+                lambda s, n=sampling, c=carry: sampler.sample(PARAMS, CFG, s, KEY, n, carry=c),
                 state,
             )
     with pytest.raises(ValueError, match="capacity=4"):

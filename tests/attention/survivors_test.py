@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from attention import survivors
-from attention.tda import normalise, threshold
+from attention.tda import normalize, threshold
 
 
 def test_closed_form_table() -> None:
@@ -35,7 +35,7 @@ def draw(key: jax.Array, n: int, beta: float, rows: int) -> tuple[jax.Array, jax
     rows with one key are pairwise independent, so the mean and its binomial error hold.
     """
     q, k = (
-        normalise(jax.random.normal(one, (2, size, 64)))
+        normalize(jax.random.normal(one, (2, size, 64)))
         for one, size in zip(jax.random.split(key), (rows, n), strict=True)
     )
     over = jnp.einsum("vrd,vnd->vrn", q, k) > threshold(jnp.full((1, 1), n), 64, beta, 1.0)[0, 0, 0]

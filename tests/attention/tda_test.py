@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from attention.kernels import Spec, pallas_tpu
-from attention.tda import normalise, output_norm, tda_attention, threshold
+from attention.tda import normalize, output_norm, tda_attention, threshold
+from tests.attention import oracle
 from tests.attention.oracle import Case
 
 CASE = Case("small", T=24, S=24, H=4, K=2, Dv=8)
@@ -56,7 +57,7 @@ def inputs(x: dict[str, Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("implementation", ["reference", "xla", None, "interpret"])
-def test_doors_agree(x: dict[str, Any], implementation: str | None) -> None:
+def test_implementations_agree(x: dict[str, Any], implementation: str | None) -> None:
     o = attend(*inputs(x), implementation=implementation)
     wanted = oracle.solve(CASE, x)["o"]
     assert o.shape == wanted.shape and o.dtype == jnp.float32
@@ -73,8 +74,8 @@ def test_float64(x: dict[str, Any], implementation: str) -> None:
         np.testing.assert_allclose(np.asarray(o), oracle.solve(CASE, x)["o"], atol=1e-12)
 
 
-def test_gradients_through_the_door(x: dict[str, Any]) -> None:
-    """platform_dependent, rematerialised norms and thresholds in between: same gradients."""
+def test_gradients_through_the_public_function(x: dict[str, Any]) -> None:
+    """platform_dependent, rematerialized norms and thresholds in between: same gradients."""
     grads = gradients(lambda *y: jnp.sum(attend_as_shipped(*y) * x["g"]), *inputs(x))
     wanted = oracle.solve(CASE, x)
     for name, grad in zip(NAMES, grads, strict=True):
@@ -162,7 +163,7 @@ def test_segments_are_alone(x: dict[str, Any]) -> None:
 
 def test_the_first_row_has_no_threshold(x: dict[str, Any]) -> None:
     q, k, v, lam, *_ = inputs(x)
-    units = (normalise(jnp.asarray(y))[:, :, 0] for y in (q, np.repeat(k, 2, 3)))
+    units = (normalize(jnp.asarray(y))[:, :, 0] for y in (q, np.repeat(k, 2, 3)))
     cosine = np.einsum("vbhd,vbhd->vbh", *units)
     w = np.maximum(cosine, 0) ** 2
     wanted = (w[0] - lam * w[1])[..., None] * np.repeat(v, 2, axis=2)[:, 0]

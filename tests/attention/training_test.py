@@ -141,7 +141,7 @@ def test_head_statistics_of_a_batch() -> None:
         for name, value in want.items():
             np.testing.assert_allclose(found[name][layer], value, rtol=1e-5, err_msg=name)
     np.testing.assert_array_equal(found["dead_heads"], [0.0, 0.5])
-    assert 0.2 < float(found["zeros"][0]) < 0.8  # ReLU of centred scores: neither all nor none
+    assert 0.2 < float(found["zeros"][0]) < 0.8  # ReLU of centered scores: neither all nor none
     np.testing.assert_allclose(found["entropy_uniform"], np.log(np.arange(1, 25)).mean(), rtol=1e-5)
     named = heads.named("valid", jax.device_get(found), layers=True)
     assert {"valid/zeros", "valid/zeros/layer2", "valid/first_token/pooled/layer1"} <= set(named)

@@ -21,7 +21,7 @@ MEMORY = jnp.asarray(RNG.normal(size=(2, 5, 16)), jnp.float32)
 MEMORY_IDS = jnp.asarray([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], jnp.int32)
 
 
-# Compiling is what these tests cost; LLVM's optimiser would double it.
+# Compiling is what these tests cost; LLVM's optimizer would double it.
 fast = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -101,7 +101,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", deep_unless(lambda case: case != "t5", CASES))
 def test_decoder_cache_scan_remat_and_beams(case: str) -> None:
-    """One full forward pass against: steps from a cache; unrolled; rematerialised; memory shared by
+    """One full forward pass against: steps from a cache; unrolled; rematerialized; memory shared by
     two rows each."""
     cfg = TransformerConfig(**SMALL, **CASES[case])
     params = loud(Decoder(cfg), X, MEMORY, MEMORY_IDS)
@@ -306,7 +306,7 @@ def test_every_kind_trains(kind: str) -> None:
     assert 0.99 * before < after < 0.9985 * before  # to first order, 0.3 % less
 
 
-def test_post_norm_ends_normalised_and_dropout_wants_its_rng() -> None:
+def test_post_norm_ends_normalized_and_dropout_wants_its_rng() -> None:
     cfg = TransformerConfig(**SMALL, pre_norm=False, dropout=0.5)
     params = fast(Encoder(cfg).init)(jax.random.key(0), X)
     out = fast(Encoder(cfg).apply)(params, X)

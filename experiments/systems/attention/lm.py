@@ -217,8 +217,7 @@ def make_sample(cfg: LMConfig, made: Tokenizer, context: int) -> Any:
             cfg,
             begun,
             jax.random.key(0),
-            max_new=new,
-            temperature=0.8,
+            sampler.Sampling(max_new=new, temperature=0.8),
             constraint=real,
             carry=jnp.full((1,), made.vocab_size),
         )
