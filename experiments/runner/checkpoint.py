@@ -156,11 +156,7 @@ def _json_digest(value: Any) -> int:
 
 def _verify(step_dir: Path, item: str, found: Mapping[str, int], below: str = "") -> None:
     """Compares checksums of an item, or of its leaves below a path, with those of the save."""
-    path = step_dir / "_CHECKPOINT_METADATA"
-    try:
-        saved = json.loads(path.read_text())["custom_metadata"]["digest"][item]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"checkpoint {step_dir} is damaged: {path.name}: {error!r}") from error
+    saved = _saved_checksums(step_dir).get(item, {})
     paths = [path for path in sorted({*saved, *found}) if path.startswith(below)]
     wrong = [path for path in paths if saved.get(path) != found.get(path)]
     if wrong:
@@ -169,6 +165,22 @@ def _verify(step_dir: Path, item: str, found: Mapping[str, int], below: str = ""
             + ", ".join(wrong[:8])
             + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else "")
         )
+
+
+def checksums(workdir: Path, step: int) -> dict[str, Any]:
+    """{item: {leaf path: checksum}} as saved with a checkpoint; no array is read."""
+    return _saved_checksums(Path(workdir) / FOLDER / str(step))
+
+
+def _saved_checksums(step_dir: Path) -> dict[str, Any]:
+    path = step_dir / "_CHECKPOINT_METADATA"
+    try:
+        saved = json.loads(path.read_text())["custom_metadata"]["digest"]
+        if not all(isinstance(saved[item], dict) for item in ("state", "config", "artifacts")):
+            raise ValueError("no checksums")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"checkpoint {step_dir} is damaged: {path.name}: {error!r}") from error
+    return saved
 
 
 def pack_artifacts(artifacts: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -74,6 +74,18 @@ def read_results(workdir: Path) -> dict[str, Any]:
     return results
 
 
+def content_on_record(workdir: Path) -> dict[str, str] | None:
+    """Digests of what the run in this folder started from; {} for a fresh folder, None for a run
+    that started from something and kept no digests."""
+    if not (workdir / "config.json").exists():
+        return {}
+    values = read_json(workdir / "config.json")
+    stored = values.get(settings.CONTENT, {})
+    if not isinstance(stored, dict):
+        raise UserError(f"{workdir / 'config.json'} is damaged: {settings.CONTENT!r} is no object")
+    return stored if stored or not settings.paths(values) else None
+
+
 def claim(workdir: Path, values: Mapping[str, Any], overwrite: bool) -> bool:
     """Says whether the folder holds a run of this very config (resume) or none (fresh).
 

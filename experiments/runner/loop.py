@@ -18,7 +18,16 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from experiments.runner import checkpoint, folder, report, results, schedule, settings, sharding
+from experiments.runner import (
+    checkpoint,
+    content,
+    folder,
+    report,
+    results,
+    schedule,
+    settings,
+    sharding,
+)
 from experiments.runner.assemble import (
     Assembly,
     assemble,
@@ -308,6 +317,10 @@ def _train(
     overwrite: bool,
     profile: bool,
 ) -> dict[str, Any]:
+    on_record = folder.content_on_record(workdir)
+    if on_record is not None:  # a run that kept none, before there were any, goes on without
+        found = content.digests(values, on_record)
+        values |= {settings.CONTENT: found} if found else {}
     resume = folder.claim(workdir, values, overwrite)
     saved = checkpoint.steps(workdir) if resume else []
     if saved and saved[-1] > config.train.steps:
@@ -323,6 +336,7 @@ def _train(
             print(f"{workdir} is complete (step {config.train.steps}); see {workdir}/report.html")
             return finished
     asm = assemble(config, checkpoint.read_artifacts(workdir, saved[-1]) if saved else None)
+    asm = asm._replace(values=values)
     check_batch(asm)
     donor = {} if saved else read_donor(asm)
     if saved:

@@ -34,6 +34,7 @@ def open_run(workdir: Path) -> tuple[Assembly, ocp.CheckpointManager]:
     for step in saved:
         checkpoint.check_owner(workdir, step, values)
     asm = assemble(config, checkpoint.read_artifacts(workdir, saved[-1]), exact=False)
+    asm = asm._replace(values=values)
     return asm, checkpoint.open_manager(workdir, read_only=True)
 
 

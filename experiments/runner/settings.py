@@ -29,7 +29,11 @@ TOP = {
 }
 MAX_SEED = 2**32  # what every sampler and jax.random.key take
 # Keys that do not change what is computed at a given step.
-NOT_HASHED = ("data.root", "mesh", "fsdp", "log", "train.steps", "init_from")
+NOT_HASHED = ("data.root", "mesh", "fsdp", "log", "train.steps")
+# Leaves, by their last name, that hold the path of something a run starts from. Its content counts,
+# see runner/content.py, not where it lies.
+PATHS = ("init_from", "run", "teacher", "first", "second", "runs", "weights")
+CONTENT = "content"  # {flat key of such a leaf: digest}, beside the config in config.json
 
 
 def at_least(group: str, low: int | float, **values: int | float) -> None:
@@ -182,14 +186,14 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any]) -> ConfigDict:
-    """Inverse of `to_json`: lists become tuples again."""
+    """Inverse of `to_json`: lists become tuples again; digests of content are left out."""
 
     def restore(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {k: restore(v) for k, v in value.items()}
         return tuple(restore(v) for v in value) if isinstance(value, list) else value
 
-    return ConfigDict(restore(values)).lock()
+    return ConfigDict(restore({k: v for k, v in values.items() if k != CONTENT})).lock()
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -204,13 +208,22 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def config_hash(values: Mapping[str, Any]) -> str:
-    """12 hex digits over all keys that change what is computed."""
-    kept = {
-        key: value
-        for key, value in flatten(values).items()
-        if not any(key == skip or key.startswith(skip + ".") for skip in NOT_HASHED)
-    }
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+    """12 hex digits over all keys that change what is computed, and the content of paths."""
+    content = values.get(CONTENT, {})
+    hashed = {}
+    for key, value in flatten({k: v for k, v in values.items() if k != CONTENT}).items():
+        if any(key == skip or key.startswith(skip + ".") for skip in NOT_HASHED):
+            continue
+        if key == "init_from" and key not in content:
+            continue  # empty, or of a run that kept no digests: it never counted there
+        hashed[key] = content.get(key, value)
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def paths(values: Mapping[str, Any]) -> dict[str, str]:
+    """{flat key: path} of everything a config starts from."""
+    leaves = flatten({k: v for k, v in values.items() if k != CONTENT})
+    return {k: v for k, v in leaves.items() if k.split(".")[-1] in PATHS and v}
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

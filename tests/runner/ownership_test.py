@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from experiments.runner import checkpoint, loop, reopen
+from experiments.runner import checkpoint, loop, reopen, settings
+from experiments.runner.content import digests
 from experiments.runner.errors import UserError
 from experiments.runner.lock import LOCK, FolderLock
 from tests import toy
@@ -161,3 +162,64 @@ def test_a_checkpoint_without_its_config_is_refused(
     for read in (reopen.evaluate_last, reopen.check):
         with pytest.raises(UserError, match="config/metadata"):
             read(workdir)
+
+
+@pytest.fixture(scope="module")
+def donors(tmp_path_factory: pytest.TempPathFactory, installed: None) -> tuple[Path, Path]:
+    """Two runs that differ in their seed."""
+    home = tmp_path_factory.mktemp("donors")
+    for seed in (0, 1):
+        loop.train(toy.tiny(**SHORT, seed=seed), home / str(seed))
+    return home / "0", home / "1"
+
+
+def test_a_donor_may_move_but_not_change(donors: tuple[Path, Path], tmp_path: Path) -> None:
+    """A resume compares what the donor holds, not where it lies; gone altogether, it goes on."""
+    workdir = tmp_path / "run"
+    donor = tmp_path / "donor"
+    shutil.copytree(donors[0], donor)
+    config = {**SHORT, "toy__lr": 0.01}
+    loop.train(toy.tiny(**config, init_from=str(donor)), workdir)
+    digest = json.loads((workdir / "config.json").read_text())["content"]["init_from"]
+    assert checkpoint.read_json(workdir, 4)["content"] == {"init_from": digest}
+
+    moved = donor.rename(tmp_path / "moved")
+    more = {**config, "train__steps": 6}
+    assert loop.train(toy.tiny(**more, init_from=str(moved)), workdir)["step"] == 6
+    exchanged = {**config, "train__steps": 8, "init_from": str(donors[1])}
+    before = content(workdir)
+    with pytest.raises(UserError, match=f"content.init_from: '{digest}' -> "):
+        loop.train(toy.tiny(**exchanged), workdir)
+    assert content(workdir) == before
+    shutil.rmtree(moved)
+    gone = {**config, "train__steps": 8, "init_from": str(moved)}
+    assert loop.train(toy.tiny(**gone), workdir)["step"] == 8
+    assert reopen.check(workdir) == []
+
+
+def test_another_donor_is_another_config(donors: tuple[Path, Path]) -> None:
+    """The hash tells donors apart by content; without a donor it is what it always was."""
+    hashes = set()
+    for donor in donors:
+        values = settings.to_json(toy.tiny(init_from=str(donor)))
+        hashes.add(settings.config_hash({**values, "content": digests(values)}))
+    plain = settings.to_json(toy.tiny())
+    assert digests(plain) == {}
+    assert len({*hashes, settings.config_hash(plain)}) == 3
+
+
+def test_digests_of_files_and_folders(tmp_path: Path) -> None:
+    """Weights are told apart by their bytes and names; several runs count in their order."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "model.bin").write_bytes(b"one")
+    first = digests({"model": {"weights": str(tmp_path / "a")}})
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert digests({"model": {"weights": str(tmp_path / "b")}}) == first
+    (tmp_path / "b" / "model.bin").write_bytes(b"two")
+    assert digests({"model": {"weights": str(tmp_path / "b")}}) != first
+    file = tmp_path / "b" / "model.bin"
+    other = tmp_path / "other"
+    other.write_bytes(b"three")
+    assert digests({"runs": f"{file},{other}"}) != digests({"runs": f"{other},{file}"})
+    with pytest.raises(UserError, match="no checkpoints in"):
+        digests({"teacher": str(tmp_path / "none")})

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Digests of what a run starts from: other runs and files that its config names by path.
+
+They are kept in config.json and in every checkpoint, and hashed in place of the paths: a donor may
+be moved, but not exchanged.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.runner import checkpoint, serving, settings
+from experiments.runner.errors import UserError
+
+CHUNK = 1 << 20  # bytes
+
+
+def digests(values: Mapping[str, Any], stored: Mapping[str, str] = {}) -> dict[str, str]:
+    """{flat key: digest} of every path in a config; several, separated by commas, are one.
+
+    Args:
+        stored: what the run folder has on record: taken where a path leads nowhere any more.
+
+    Raises:
+        UserError: a path leads nowhere and nothing is on record.
+    """
+    found = {}
+    for key, path in settings.paths(values).items():
+        parts = [Path(part.strip()) for part in path.split(",")]
+        if key in stored and not all(part.exists() for part in parts):
+            found[key] = stored[key]
+        else:
+            found[key] = _short("".join(_digest(part) for part in parts).encode())
+    return found
+
+
+def _digest(path: Path) -> str:
+    """Of a run its tested checkpoint, by the checksums saved with it; of a file its bytes."""
+    if path.is_file():
+        return _of_file(path)
+    if (path / checkpoint.FOLDER).is_dir() or not path.is_dir():
+        step, _ = serving.step_to_serve(path)
+        return _short(json.dumps(checkpoint.checksums(path, step), sort_keys=True).encode())
+    names = sorted(p for p in path.rglob("*") if p.is_file())
+    if not names:
+        raise UserError(f"{path} is empty: neither a run nor a folder of weights")
+    listing = [[p.relative_to(path).as_posix(), _of_file(p)] for p in names]
+    return _short(json.dumps(listing).encode())
+
+
+def _of_file(path: Path) -> str:
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def _short(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
