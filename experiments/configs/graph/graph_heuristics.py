@@ -16,63 +16,24 @@ Your edges, FOLDER/NAME.csv with columns source and target: --config.data.format
         --config.data.root=FOLDER --config.data.name=NAME --config.data.split=random
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
+from experiments.configs.graph import links
 from experiments.runner import settings
 from graph import names
-from graph.data import reading
-
-
-@dataclass(frozen=True)
-class LinkGroup:
-    """root: folder of raw files, "" means $BANYAN_DATA; format, name: see graph.data.reading
-    (a "planted" graph is made from its name, a number); split: "fixed" (as the files have it),
-    "random" or "temporal" (made here); index: which of several fixed ones, -1 for all of them (rows
-    without training only); protocol: negatives of valid and test, "original" (the file's, or
-    uniform ones, shared by all links), "heart" (hard ones of each link: the file's, or made here,
-    `hard` for each end) or "ogb" (as exported); valid_share, test_share: of the edges held out by a
-    split that is made; valid_share also of fixed training links, to choose the checkpoint, where
-    the file has no validation; seed: of what is made."""
-
-    root: str
-    format: str
-    name: str
-    split: str
-    index: int
-    protocol: str
-    hard: int
-    valid_share: float
-    test_share: float
-    seed: int
-
-    def __post_init__(self) -> None:
-        allowed = {
-            "format": tuple(reading.FORMATS),
-            "split": reading.SPLITS,
-            "protocol": reading.PROTOCOLS,
-        }
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {values}")
-        settings.at_least("data", -1, index=self.index)
-        settings.at_least("data", 1, hard=self.hard)
-        settings.at_least("data", 0, seed=self.seed)
-        for name in ("valid_share", "test_share"):
-            if not 0 < getattr(self, name) < 0.5:
-                raise ValueError(f"{name}={getattr(self, name)}: must be in (0, .5)")
-
-
-def check_heuristics(chosen: tuple[str, ...]) -> None:
-    """Raises ValueError: an unknown one, or one twice."""
-    if not set(chosen) <= set(names.HEURISTICS) or len(set(chosen)) < len(chosen):
-        raise ValueError(f"heuristics={chosen!r}: must be different ones of {names.HEURISTICS}")
 
 
 @dataclass(frozen=True)
 class HeuristicEval:
-    """every, select, tolerance: as everywhere (nothing is trained); heuristics: which of them."""
+    """Says which heuristics are evaluated.
+
+    Attributes:
+        every, select, tolerance: as everywhere (nothing is trained).
+        heuristics: names of graph.names.HEURISTICS.
+    """
 
     every: int
     select: tuple[str, str]
@@ -83,10 +44,10 @@ class HeuristicEval:
         settings.at_least("eval", 1, every=self.every)
         settings.at_least("eval", 0, tolerance=self.tolerance)
         settings.check_select(self.select)
-        check_heuristics(self.heuristics)
+        links.check_heuristics(self.heuristics)
 
 
-GROUPS = {"data": LinkGroup, "eval": HeuristicEval}
+GROUPS = {"data": links.LinkGroup, "eval": HeuristicEval}
 VARIANTS = ("base", "tiny", "h200", "paper")
 HEADLINE = tuple(
     f"{name}/test/{metric}"
@@ -95,34 +56,15 @@ HEADLINE = tuple(
 )
 
 
-def link_config(system: str, arg: str) -> ConfigDict:
-    """Frame and data group of a link predictor: USAir, in :tiny a made-up graph."""
-    config = settings.base_config(system, arg)
-    config.data = ConfigDict(
-        {
-            "root": "",
-            "format": "npz",
-            "name": "USAir",
-            "split": "fixed",
-            "index": 0,
-            "protocol": "original",
-            "hard": 250,
-            "valid_share": 0.05,
-            "test_share": 0.1,
-            "seed": 0,
-        }
-    )
-    if arg == "tiny":
-        config.data.update({"format": "planted", "name": "0", "split": "random"})
-    return config
-
-
 def get_config(arg: str = "base") -> ConfigDict:
-    """Config of one variant."""
+    """Builds the config of one variant."""
     settings.parse_arg(arg, VARIANTS)
-    config = link_config("graph_heuristics", arg)
+    config = links.link_config("graph_heuristics", arg)
     config.data.index = -1
-    config.eval.heuristics = names.HEURISTICS
+    evaluation = HeuristicEval(
+        every=1000, select=("", "max"), tolerance=1e-6, heuristics=names.HEURISTICS
+    )
+    config.eval = ConfigDict(dataclasses.asdict(evaluation))
     if arg in ("h200", "paper"):
         config.data.name = "citeseer"
     if arg == "paper":

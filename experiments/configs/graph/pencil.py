@@ -22,96 +22,24 @@ LPFormer there: every run prints the heuristics too.
         heart-pubmed, heart-ddi. Graphs of OGB are exported first: python -m graph.data.ogb_export
 """
 
+import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments.configs.graph import graph_heuristics
+from experiments.configs.graph import links
+from experiments.configs.graph.links import Setting
 from experiments.runner import settings
-from graph import names
-from graph.config import OptimConfig, PencilConfig
-from graph.sampling.config import SampleConfig, num_slots
-
-BACKENDS = ("auto", "host", "device")
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """hops, fanout, cap, buckets, reference_order: see graph.sampling.config; slots: order of the
-    other tokens, "random" or "sorted" (evaluation of the released code); swap: the endpoints of
-    undirected links change places at random; backend: "host" (NumPy, batches padded to a bucket),
-    "device" (inside the training step, padded to `cap`), "auto" ("device" on accelerators); rows:
-    links of a batch, half of them negatives, even; groups: parts of a batch by size of subgraph,
-    each padded to a bucket of its own, on the host; negatives: "drawn" anew each epoch from pairs
-    that are no edges, or "fixed", those of the split; avoid: drawn negatives are no positives of
-    valid and test either (the paper's may be)."""
-
-    hops: int
-    fanout: int
-    cap: int
-    buckets: tuple[int, ...]
-    reference_order: bool
-    slots: str
-    swap: bool
-    backend: str
-    rows: int
-    groups: int
-    negatives: str
-    avoid: bool
-
-    def __post_init__(self) -> None:
-        self.config()
-        allowed = {
-            "slots": ("random", "sorted"),
-            "backend": BACKENDS,
-            "negatives": ("drawn", "fixed"),
-        }
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {values}")
-        settings.at_least("sample", 2, rows=self.rows)
-        settings.at_least("sample", 1, groups=self.groups)
-        if self.rows % (2 * self.groups):
-            raise ValueError(f"rows={self.rows}: must be a multiple of 2 * groups={self.groups}")
-        if self.groups > 1 and self.backend == "device":
-            raise ValueError(f"groups={self.groups}: subgraphs are grouped by size on the host")
-
-    def config(self) -> SampleConfig:
-        """What is sampled around one link."""
-        return SampleConfig(self.hops, self.fanout, self.cap, self.buckets, self.reference_order)
-
-
-@dataclass(frozen=True)
-class LinkEval:
-    """every: updates between evaluations on split "valid"; select: (metric, "max"|"min");
-    tolerance: absolute, for --mode=check; rows: positives looked at while training, evenly spaced,
-    0 for all (the test always asks all); draws: samples of each test link, whose logits are
-    averaged (validation: one); batch: links scored at once; top, candidates: of
-    --mode=predict --query=NODE; heuristics: rows without training beside the test."""
-
-    every: int
-    select: tuple[str, str]
-    tolerance: float
-    rows: int
-    draws: int
-    batch: int
-    top: int
-    candidates: int
-    heuristics: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        graph_heuristics.check_heuristics(self.heuristics)
-        settings.at_least("eval", 1, every=self.every, draws=self.draws, batch=self.batch)
-        settings.at_least("eval", 1, top=self.top, candidates=self.candidates)
-        settings.at_least("eval", 0, tolerance=self.tolerance, rows=self.rows)
-        settings.check_select(self.select)
+from graph.config import PencilConfig
 
 
 @dataclass(frozen=True)
 class Peer:
-    """steps: updates of the graph network (the system gnn) that is trained on the same links before
-    PENCIL, for a row beside it; 0 for none."""
+    """Says how long a graph network learns for a row beside PENCIL.
+
+    Attributes:
+        steps: updates of the system gnn on the same links, before PENCIL is trained; 0 for no row.
+    """
 
     steps: int
 
@@ -119,37 +47,10 @@ class Peer:
         settings.at_least("peer", 0, steps=self.steps)
 
 
-GROUPS = {
-    "data": graph_heuristics.LinkGroup,
-    "sample": Sampling,
-    "model": PencilConfig,
-    "optim": OptimConfig,
-    "eval": LinkEval,
-    "peer": Peer,
-}
-
-
-class Setting(NamedTuple):
-    """What the paper trained on one graph (spec pencil 1.1, 1.6): rows: links of an update; epochs:
-    over all `positives` of training, which are counted here for the number of updates."""
-
-    graph: str
-    protocol: str
-    hops: int
-    fanout: int
-    layers: int
-    width: int
-    rows: int
-    epochs: int | float
-    positives: int
-
-    @property
-    def ogb(self) -> bool:
-        return self.graph.startswith("ogbl")
-
-
+GROUPS = {**links.GROUPS, "model": PencilConfig, "peer": Peer}
+# graph, protocol, hops, fanout, layers, width, rows, epochs, positives
 SETTINGS = {
-    "paper": Setting("citeseer", "original", 2, 20, 2, 1024, 2048, 150, 3870),
+    "paper": links.CITESEER,
     "paper-cora": Setting("cora", "original", 2, 20, 8, 512, 2048, 150, 4488),
     "paper-pubmed": Setting("pubmed", "original", 2, 16, 8, 512, 4096, 80, 37676),
     "paper-collab": Setting("ogbl-collab", "ogb", 1, 75, 8, 512, 8192, 10, 1179052),
@@ -161,119 +62,52 @@ SETTINGS = {
     "paper-heart-ddi": Setting("ogbl-ddi", "heart", 1, 350, 8, 512, 4096, 8, 1067911),
 }
 VARIANTS = ("base", "tiny", "h200", *SETTINGS)
-METRICS = ("auc", "ap", "mrr", "hits@10", "hits@50")
-HEADLINE = (
-    *(f"test/{metric}" for metric in METRICS),
-    *(
-        f"{name}/test/{metric}"
-        for name in ("cn", "ra", "pa", "katz", "ppr", "gnn")
-        for metric in ("auc", "mrr")
-    ),
-)
-
-
-def predictor_config(system: str, arg: str) -> ConfigDict:
-    """Frame, data, sample, optim and eval groups of a learned predictor; `model` is left to it."""
-    config = graph_heuristics.link_config(system, arg)
-    config.sample = ConfigDict(
-        {
-            "hops": 1,
-            "fanout": 40,
-            "cap": 0,
-            "buckets": (),
-            "reference_order": False,
-            "slots": "random",
-            "swap": True,
-            "backend": "auto",
-            "rows": 64,
-            "groups": 1,
-            "negatives": "drawn",
-            "avoid": False,
-        }
-    )
-    config.optim = ConfigDict(
-        {"lr": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01, "microbatches": 1}
-    )
-    config.train = ConfigDict({"steps": 400, "save_every": 200})
-    config.eval.update(
-        {
-            "every": 100,
-            "select": ("valid/auc", "max"),
-            "tolerance": 1e-4,
-            "rows": 0,
-            "draws": 4,
-            "batch": 256,
-            "top": 10,
-            "candidates": 2000,
-            "heuristics": names.HEURISTICS,
-        }
-    )
-    config.log.every = 10
-    if arg == "tiny":
-        config.sample.update({"fanout": 8, "rows": 16})
-        config.train.update({"steps": 20, "save_every": 10})
-        config.eval.update({"every": 10, "draws": 2, "batch": 64, "candidates": 50})
-    return config
+HEADLINE = links.HEADLINE
 
 
 def get_config(arg: str = "base") -> ConfigDict:
-    """Config of one variant."""
+    """Builds the config of one variant."""
     settings.parse_arg(arg, VARIANTS)
-    config = predictor_config("pencil", arg)
-    small = arg == "tiny"
-    config.peer = ConfigDict({"steps": 20 if small else 400})
-    config.model = ConfigDict(
-        {
-            "slots": 18 if small else 82,
-            "width": 16 if small else 64,
-            "heads": 2 if small else 4,
-            "mlp_width": 32 if small else 128,
-            "layers": 2,
-            "scheme": "adjacency_row",
-            "edge_tokens": 256,
-            "fusion": "none",
-            "propagation": True,
-            "adjacency": True,
-            "symmetric": False,
-            "attention": "softmax",
-            "dropout": 0.0,
-            "attention_dropout": 0.0,
-            "dtype": "float32",
-            "scan": True,
-            "remat": False,
-        }
+    config = links.predictor_config("pencil", arg)
+    model = PencilConfig(
+        slots=82,  # nodes around a link at most: 1 hop of 40
+        width=64,
+        heads=4,
+        mlp_width=128,
+        layers=2,
+        scheme="adjacency_row",
+        edge_tokens=256,
+        fusion="none",
+        propagation=True,
+        adjacency=True,
+        symmetric=False,
+        attention="softmax",
+        dropout=0.0,
+        attention_dropout=0.0,
+        dtype="float32",
+        scan=True,
+        remat=False,
     )
+    peer = Peer(steps=400)
+    if arg == "tiny":
+        model = dataclasses.replace(model, slots=18, width=16, heads=2, mlp_width=32)
+        peer = Peer(steps=20)
     if arg not in ("base", "tiny"):
         setting = SETTINGS["paper" if arg == "h200" else arg]
-        sampled_as(config, setting)
-        config.peer.steps = 0 if setting.ogb else 400
-        slots, mlp_width = num_slots(setting.hops, setting.fanout), 2048
-        config.model.update({"slots": slots, "width": setting.width, "heads": 8})
-        config.model.update({"mlp_width": mlp_width, "layers": setting.layers})
-        config.model.update({"dropout": 0.1, "attention_dropout": 0.1})
-        config.model.dtype = "bfloat16" if setting.ogb else "float32"
+        links.apply_setting(config, setting)
         config.optim.update({"lr": 1e-4, "microbatches": 1 if setting.ogb else 8})
+        model = dataclasses.replace(
+            model,
+            slots=setting.slots,
+            width=setting.width,
+            heads=8,
+            mlp_width=2048,
+            layers=setting.layers,
+            dropout=0.1,
+            attention_dropout=0.1,
+            dtype="bfloat16" if setting.ogb else "float32",
+        )
+        peer = Peer(steps=0 if setting.ogb else 400)
+    config.model = ConfigDict(dataclasses.asdict(model))
+    config.peer = ConfigDict(dataclasses.asdict(peer))
     return config
-
-
-def sampled_as(config: ConfigDict, setting: Setting) -> None:
-    """Sets graph, samples, batches, updates, and how the checkpoint is chosen."""
-    config.data.update({"name": setting.graph, "protocol": setting.protocol})
-    slots = num_slots(setting.hops, setting.fanout)
-    buckets = tuple(b for b in (32, 64, 128, 256, 512) if b < slots)
-    config.sample.update(
-        {
-            "hops": setting.hops,
-            "fanout": setting.fanout,
-            "buckets": () if setting.ogb else (*buckets, slots),
-            "rows": setting.rows,
-            "groups": 1 if setting.ogb else 4,
-        }
-    )
-    steps = round(2 * setting.epochs * setting.positives / setting.rows)
-    config.train.update({"steps": steps, "save_every": max(1, steps // 10)})
-    best = {"ogbl-collab": "ogb_hits@50", "ogbl-ppa": "ogb_hits@100"}
-    config.eval.update({"every": max(1, steps // 40), "batch": 1024})
-    config.eval.select = (f"valid/{best.get(setting.graph, 'mrr')}", "max")
-    if setting.ogb:
-        config.eval.heuristics = ("cn", "aa", "ra", "pa")
