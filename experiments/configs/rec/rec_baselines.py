@@ -13,91 +13,12 @@ They stand beside every learned row; here they run alone.
 Your data: --config.data.format=own --config.data.interactions=FILE --config.data.item_text=FILE
 """
 
-from dataclasses import dataclass
-
 from ml_collections import ConfigDict
 
+from experiments.configs.rec import recommenders
 from experiments.runner import settings
-from rec.data import reading
 
-FORMATS = tuple(reading.FORMATS)
-
-
-@dataclass(frozen=True)
-class RecData:
-    """root: folder of raw files, "" means $BANYAN_DATA; format: "amazon2014" (folder
-    amazon2014/<name> of packed files), "reviews2014" and "reviews2023" (the public files of reviews
-    and metadata of category <name>), "movielens" (folder <name>), "letter" (<name>.inter
-    .json and .index.json), "own" (`interactions`: CSV or Parquet with columns user, item, time;
-    `item_text`: one with item, text), or "planted" (made from the seed: `users` walk over 512 items
-    of a known tree); core: users and items with fewer interactions are left out, again and again,
-    0 keeps all; split: "leave_one_out" or "temporal" (from valid_from and test_from on, seconds);
-    ties, repeats, textless: what to do with equal times ("file", "item", "shuffle"), with an item
-    twice in a row ("refuse", "first", "keep") and with items without text ("refuse", "drop");
-    features: "tfidf" or a .npy file of item vectors in order of the items; feature_dim: of tfidf.
-    """
-
-    root: str
-    format: str
-    name: str
-    interactions: str
-    item_text: str
-    users: int
-    core: int
-    split: str
-    valid_from: int
-    test_from: int
-    ties: str
-    repeats: str
-    textless: str
-    features: str
-    feature_dim: int
-
-    def __post_init__(self) -> None:
-        allowed = {
-            "format": FORMATS,
-            "split": ("leave_one_out", "temporal"),
-            "ties": ("file", "item", "shuffle"),
-            "repeats": ("refuse", "first", "keep"),
-            "textless": ("refuse", "drop"),
-        }
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {values}")
-        settings.at_least("data", 0, core=self.core)
-        settings.at_least("data", 1, feature_dim=self.feature_dim, users=self.users)
-        if self.format == "own" and not (self.interactions and self.item_text):
-            raise ValueError(
-                "format='own' needs interactions and item_text: "
-                "--config.data.interactions=FILE --config.data.item_text=FILE"
-            )
-        if self.split == "temporal" and self.valid_from >= self.test_from:
-            raise ValueError(
-                f"valid_from={self.valid_from} must be before test_from={self.test_from}"
-            )
-
-
-@dataclass(frozen=True)
-class RecEval:
-    """every: updates between evaluations on split "valid"; select: (metric, "max"|"min");
-    tolerance: absolute, for --mode=check; rows: validation queries looked at while training, evenly
-    spaced, 0 for all (the test always asks all); top: items of --mode=recommend; draws: of the
-    bootstrap over users behind every interval."""
-
-    every: int
-    select: tuple[str, str]
-    tolerance: float
-    rows: int
-    top: int
-    draws: int
-
-    def __post_init__(self) -> None:
-        settings.at_least("eval", 1, every=self.every, top=self.top, draws=self.draws)
-        settings.at_least("eval", 0, tolerance=self.tolerance, rows=self.rows)
-        settings.check_select(self.select)
-
-
-GROUPS = {"data": RecData, "eval": RecEval}
+GROUPS = {"data": recommenders.RecData, "eval": recommenders.RecEval}
 VARIANTS = ("base", "tiny", "h200", "paper")
 HEADLINE = (
     "popularity/test/recall@10",
@@ -108,41 +29,10 @@ HEADLINE = (
 )
 
 
-def rec_config(system: str, arg: str) -> ConfigDict:
-    """Frame, data and eval groups of a recommender: Beauty's 8-core, in :tiny the planted one."""
-    config = settings.base_config(system, arg)
-    config.data = ConfigDict(
-        {
-            "root": "",
-            "format": "amazon2014",
-            "name": "beauty",
-            "interactions": "",
-            "item_text": "",
-            "users": 2000,
-            "core": 8,
-            "split": "leave_one_out",
-            "valid_from": 0,
-            "test_from": 1,
-            "ties": "file",
-            "repeats": "refuse",
-            "textless": "refuse",
-            "features": "tfidf",
-            "feature_dim": 256,
-        }
-    )
-    config.eval.update({"rows": 0, "top": 10, "draws": 1000})
-    if arg == "tiny":
-        config.data.update({"format": "planted", "name": "planted", "core": 0, "users": 300})
-        config.eval.draws = 100
-    if arg in ("h200", "paper"):
-        config.data.core = 0
-    return config
-
-
 def get_config(arg: str = "base") -> ConfigDict:
-    """Config of one variant."""
+    """Builds the config of one variant."""
     settings.parse_arg(arg, VARIANTS)
-    config = rec_config("rec_baselines", arg)
+    config = recommenders.rec_config("rec_baselines", arg)
     if arg == "paper":
         config.data.name = "sports"
     return config

@@ -19,144 +19,89 @@ item, without training, reaches .0513 / .0668 / .0389 / .0439 there: every run p
 SIDs of an earlier run: --config.sid.run=DIR; published ones: --config.sid.table=FILE
 """
 
-from dataclasses import dataclass
+import dataclasses
 
 from ml_collections import ConfigDict
 
-from experiments.configs.rec import rec_baselines, sasrec, sid
+from experiments.configs.rec import generators, recommenders
+from experiments.configs.rec.generators import BeamEval, Pairs
 from experiments.runner import settings
-from rec import names
 from rec.models.config import OptimConfig, TigerConfig
 
-
-@dataclass(frozen=True)
-class Pairs:
-    """rows: pairs of a batch; pairs: "last_target", "prefixes", "windows" or "genpas", see
-    rec.augment; alpha, beta, gamma: exponents of "genpas", 1e6 is infinity; search: choose them
-    before training by the two-stage search of rec.genpas."""
-
-    rows: int
-    pairs: str
-    alpha: int | float
-    beta: int | float
-    gamma: int | float
-    search: bool
-
-    def __post_init__(self) -> None:
-        if self.pairs not in names.STRATEGIES:
-            raise ValueError(f"pairs={self.pairs!r}: must be one of {names.STRATEGIES}")
-        if self.search and self.pairs != "genpas":
-            raise ValueError("search=True chooses exponents: it needs pairs='genpas'")
-        settings.at_least("augment", 1, rows=self.rows)
-
-
-@dataclass(frozen=True)
-class BeamEval(rec_baselines.RecEval):
-    """beams: of the search; constrained: along the trie of the catalogue; normaliser: "digit",
-    "full" or "children", see rec.decode.beam; policy: order of items that share an SID, see
-    rec.decode.items; per_sid: items taken of one SID; batch: histories decoded at once; exact: also
-    score the whole catalogue at the test."""
-
-    beams: int
-    constrained: bool
-    normaliser: str
-    policy: str
-    per_sid: int
-    batch: int
-    exact: bool
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        settings.at_least("eval", 10, beams=self.beams)
-        settings.at_least("eval", 1, per_sid=self.per_sid, batch=self.batch)
-        if self.policy not in names.POLICIES:
-            raise ValueError(f"policy={self.policy!r}: must be one of {names.POLICIES}")
-        if self.normaliser not in names.NORMALISERS:
-            raise ValueError(f"normaliser={self.normaliser!r}: must be one of {names.NORMALISERS}")
-        if self.normaliser == "children" and not self.constrained:
-            raise ValueError("normaliser='children' needs constrained=True")
-
-
 GROUPS = {
-    "data": rec_baselines.RecData,
-    "sid": sid.SIDGroup,
+    "data": recommenders.RecData,
+    "sid": generators.SIDGroup,
     "augment": Pairs,
     "model": TigerConfig,
     "optim": OptimConfig,
     "eval": BeamEval,
 }
 VARIANTS = ("base", "tiny", "h200", "paper")
-HEADLINE = sasrec.HEADLINE
+HEADLINE = recommenders.HEADLINE
 
 
 def get_config(arg: str = "base") -> ConfigDict:
-    """Config of one variant."""
+    """Builds the config of one variant."""
     settings.parse_arg(arg, VARIANTS)
-    config = rec_baselines.rec_config("tiger", arg)
-    config.sid = sid.sid_group()
+    config = recommenders.rec_config("tiger", arg)
+    pairs = Pairs(rows=256, pairs="prefixes", alpha=1.0, beta=0.0, gamma=0.0, search=False)
+    model = TigerConfig(
+        layout="encoder_decoder",
+        width=64,
+        heads=4,
+        head_dim=16,
+        mlp_width=256,
+        layers=1,
+        mlp="relu",
+        position="t5",
+        attention="softmax",
+        dropout=0.05,
+        user_tokens=0,
+        separators=False,
+        tied=True,
+        softmax="digit",
+        max_items=5,
+        dtype="float32",
+        scan=True,
+        remat=False,
+    )
+    evaluation = BeamEval(
+        every=500,
+        select=("valid/ndcg@10", "max"),
+        tolerance=1e-3,
+        rows=0,
+        top=10,
+        draws=config.eval.draws,
+        beams=20,
+        constrained=True,
+        normaliser="digit",
+        policy="popularity",
+        per_sid=1,
+        batch=128,
+        exact=False,
+    )
+    config.sid = generators.sid_group(generators.SID)
+    config.augment = ConfigDict(dataclasses.asdict(pairs))
+    config.model = ConfigDict(dataclasses.asdict(model))
+    config.optim = recommenders.optim_group(4e-3)
+    config.train.update({"steps": 2000, "save_every": 500})
+    config.eval = ConfigDict(dataclasses.asdict(evaluation))
+    config.log.every = 10
     if arg == "base":  # 803 items: few codes, and no digit that means nothing
         config.sid.update({"codes": 64, "conflict": "psid_ecm"})
-    config.augment = ConfigDict(
-        {
-            "rows": 256,
-            "pairs": "prefixes",
-            "alpha": 1.0,
-            "beta": 0.0,
-            "gamma": 0.0,
-            "search": False,
-        }
-    )
-    config.model = ConfigDict(
-        {
-            "layout": "encoder_decoder",
-            "width": 64,
-            "heads": 4,
-            "head_dim": 16,
-            "mlp_width": 256,
-            "layers": 1,
-            "mlp": "relu",
-            "position": "t5",
-            "attention": "softmax",
-            "dropout": 0.05,
-            "user_tokens": 0,
-            "separators": False,
-            "tied": True,
-            "softmax": "digit",
-            "max_items": 5,
-            "dtype": "float32",
-            "scan": True,
-            "remat": False,
-        }
-    )
-    config.optim = sasrec.optim_group(4e-3)
-    config.train.update({"steps": 2000, "save_every": 500})
-    config.eval.update(
-        {
-            "every": 500,
-            "select": ("valid/ndcg@10", "max"),
-            "tolerance": 1e-3,
-            "beams": 20,
-            "constrained": True,
-            "normaliser": "digit",
-            "policy": "popularity",
-            "per_sid": 1,
-            "batch": 128,
-            "exact": False,
-        }
-    )
-    config.log.every = 10
     if arg == "tiny":
-        _tiny(config)
+        _shrink(config)
     if arg == "h200":
-        _h200(config)
+        _follow_grid(config)
     if arg == "paper":
-        _h200(config)
-        _paper(config)
+        _follow_grid(config)
+        _follow_tiger(config)
     return config
 
 
-def _tiny(config: ConfigDict) -> None:
-    sid.tiny_sid(config)
+def _shrink(config: ConfigDict) -> None:
+    """Sets sizes that a test can afford."""
+    config.sid = generators.sid_group(generators.TINY_SID)
     config.augment.rows = 32
     config.model.update({"width": 16, "heads": 2, "head_dim": 8, "mlp_width": 32})
     config.optim.warmup = 5
@@ -165,8 +110,8 @@ def _tiny(config: ConfigDict) -> None:
     config.log.every = 1
 
 
-def _h200(config: ConfigDict) -> None:
-    """The GRID recipe, with our features."""
+def _follow_grid(config: ConfigDict) -> None:
+    """Sets the GRID recipe, with our features."""
     config.model.update(
         {
             "width": 128,
@@ -187,8 +132,9 @@ def _h200(config: ConfigDict) -> None:
     config.eval.update({"every": 2000, "rows": 2048, "beams": 50, "batch": 512})
 
 
-def _paper(config: ConfigDict) -> None:
-    """TIGER's own sizes; its 13M parameters do not follow from them, a plain T5 has 4.6M."""
+def _follow_tiger(config: ConfigDict) -> None:
+    """Sets the sizes that TIGER's paper names; its 13M parameters do not follow from them, a plain
+    T5 of these sizes has 4.6M."""
     config.model.update(
         {
             "mlp": "relu",
