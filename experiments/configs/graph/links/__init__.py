@@ -260,8 +260,13 @@ def predictor_config(system: str, arg: str) -> ConfigDict:
         evaluation = dataclasses.replace(evaluation, every=10, draws=2, batch=64, candidates=50)
         config.train.update({"steps": 20, "save_every": 10})
     optim = OptimConfig(
-        lr=1e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, microbatches=1
-    )  # fmt: skip
+        lr=1e-3,
+        b1=0.9,
+        b2=0.999,
+        eps=1e-8,
+        weight_decay=0.01,
+        microbatches=1,
+    )
     config.sample = ConfigDict(dataclasses.asdict(sampling))
     config.optim = ConfigDict(dataclasses.asdict(optim))
     config.eval = ConfigDict(dataclasses.asdict(evaluation))
