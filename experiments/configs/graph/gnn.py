@@ -15,12 +15,12 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from experiments.configs.graph import links
+from experiments.configs.graph import pencil
 from graph.config import GNNConfig
 
-GROUPS = {**links.GROUPS, "model": GNNConfig}
-VARIANTS = links.VARIANTS
-HEADLINE = links.HEADLINE
+GROUPS = {**pencil.PREDICTOR_GROUPS, "model": GNNConfig}
+VARIANTS = pencil.PEER_VARIANTS
+HEADLINE = pencil.HEADLINE
 
 
 def get_config(arg: str = "base") -> ConfigDict:
@@ -38,4 +38,4 @@ def get_config(arg: str = "base") -> ConfigDict:
     )
     tiny = replace(base, width=16)
     paper = replace(base, width=512)
-    return links.peer_config("gnn", arg, base=base, tiny=tiny, paper=paper)
+    return pencil.peer_config("gnn", arg, base=base, tiny=tiny, paper=paper)

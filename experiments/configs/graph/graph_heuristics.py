@@ -21,9 +21,63 @@ from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from experiments.configs.graph import links
 from experiments.runner import settings
 from graph import names
+from graph.data import reading
+
+
+@dataclass(frozen=True)
+class LinkGroup:
+    """Says which graph is read and how it is split.
+
+    Attributes:
+        root: folder of raw files; "" means $BANYAN_DATA.
+        format: kind of file, see graph.data.reading; a "planted" graph is made from its name.
+        name: of the graph; a number where it is planted.
+        split: "fixed" (as the files have it), "random" or "temporal" (both made here).
+        index: which of several fixed splits; -1 for all of them (rows without training only).
+        protocol: negatives of valid and test: "original" (the file's, or uniform ones, shared by
+            all links), "heart" (hard ones of each link: the file's, or made here) or "ogb" (as
+            exported).
+        hard: hard negatives made for each end of a link.
+        valid_share: of the edges, held out by a split that is made; also of fixed training links,
+            to choose the checkpoint, where the file has no validation.
+        test_share: of the edges, held out by a split that is made.
+        seed: of what is made.
+    """
+
+    root: str
+    format: str
+    name: str
+    split: str
+    index: int
+    protocol: str
+    hard: int
+    valid_share: float
+    test_share: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "format": tuple(reading.FORMATS),
+            "split": reading.SPLITS,
+            "protocol": reading.PROTOCOLS,
+        }
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {values}")
+        settings.at_least("data", -1, index=self.index)
+        settings.at_least("data", 1, hard=self.hard)
+        settings.at_least("data", 0, seed=self.seed)
+        for name in ("valid_share", "test_share"):
+            if not 0 < getattr(self, name) < 0.5:
+                raise ValueError(f"{name}={getattr(self, name)}: must be in (0, .5)")
+
+
+def check_heuristics(chosen: tuple[str, ...]) -> None:
+    """Raises ValueError for an unknown heuristic, or one named twice."""
+    if not set(chosen) <= set(names.HEURISTICS) or len(set(chosen)) < len(chosen):
+        raise ValueError(f"heuristics={chosen!r}: must be different ones of {names.HEURISTICS}")
 
 
 @dataclass(frozen=True)
@@ -44,10 +98,10 @@ class HeuristicEval:
         settings.at_least("eval", 1, every=self.every)
         settings.at_least("eval", 0, tolerance=self.tolerance)
         settings.check_select(self.select)
-        links.check_heuristics(self.heuristics)
+        check_heuristics(self.heuristics)
 
 
-GROUPS = {"data": links.LinkGroup, "eval": HeuristicEval}
+GROUPS = {"data": LinkGroup, "eval": HeuristicEval}
 VARIANTS = ("base", "tiny", "h200", "paper")
 HEADLINE = tuple(
     f"{name}/test/{metric}"
@@ -56,10 +110,31 @@ HEADLINE = tuple(
 )
 
 
+def link_config(system: str, arg: str) -> ConfigDict:
+    """Builds frame and data group of a link predictor: USAir, in :tiny a made-up graph."""
+    config = settings.base_config(system, arg)
+    group = LinkGroup(
+        root="",
+        format="npz",
+        name="USAir",
+        split="fixed",
+        index=0,
+        protocol="original",
+        hard=250,
+        valid_share=0.05,
+        test_share=0.1,
+        seed=0,
+    )
+    if arg == "tiny":
+        group = dataclasses.replace(group, format="planted", name="0", split="random")
+    config.data = ConfigDict(dataclasses.asdict(group))
+    return config
+
+
 def get_config(arg: str = "base") -> ConfigDict:
     """Builds the config of one variant."""
     settings.parse_arg(arg, VARIANTS)
-    config = links.link_config("graph_heuristics", arg)
+    config = link_config("graph_heuristics", arg)
     config.data.index = -1
     evaluation = HeuristicEval(
         every=1000, select=("", "max"), tolerance=1e-6, heuristics=names.HEURISTICS

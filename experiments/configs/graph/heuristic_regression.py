@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from experiments.configs.graph import links
+from experiments.configs.graph import pencil
 from experiments.runner import settings
 from graph import names
 from graph.config import PencilConfig, SubgraphGNNConfig
@@ -113,7 +113,7 @@ class RegressionEval:
 
 
 GROUPS = {
-    **links.GROUPS,
+    **pencil.PREDICTOR_GROUPS,
     "target": Target,
     "model": Regressor,
     "eval": RegressionEval,
@@ -125,7 +125,7 @@ HEADLINE = ("test/rmse", "test/r2", "mean/test/rmse")
 def get_config(arg: str = "base") -> ConfigDict:
     """Builds the config of one variant."""
     settings.parse_arg(arg, VARIANTS)
-    config = links.predictor_config("heuristic_regression", arg)
+    config = pencil.predictor_config("heuristic_regression", arg)
     evaluation = RegressionEval(
         every=100, select=("valid/rmse", "min"), tolerance=1e-4, rows=0, draws=1, batch=256
     )
@@ -146,7 +146,7 @@ def get_config(arg: str = "base") -> ConfigDict:
         config.sample.update({"hops": 2, "fanout": 10, "cap": 48})
         config.train.update({"steps": 600, "save_every": 300})
     if arg in ("h200", "paper"):
-        slots = links.CITESEER.slots
+        slots = pencil.CITESEER.slots
         config.sample.update({"fanout": 20, "cap": 0, "rows": 2048, "groups": 4})
         config.sample.buckets = ladder(slots)
         config.optim.lr = 2e-4

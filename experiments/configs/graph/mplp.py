@@ -11,23 +11,23 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from experiments.configs.graph import links
+from experiments.configs.graph import pencil
 from graph.config import MPLPConfig
 
-GROUPS = {**links.GROUPS, "model": MPLPConfig}
-VARIANTS = links.VARIANTS
-HEADLINE = links.HEADLINE
+GROUPS = {**pencil.PREDICTOR_GROUPS, "model": MPLPConfig}
+VARIANTS = pencil.PEER_VARIANTS
+HEADLINE = pencil.HEADLINE
 
 
 def get_config(arg: str = "base") -> ConfigDict:
     """Builds the config of one variant."""
     base = MPLPConfig(
         slots=82,  # nodes around a link at most: 1 hop of 40
-        signature=512,  # numbers a node, the longer the nearer the counts
+        signature=512,  # length of a node's random vector; counts of longer ones are closer
         width=64,  # of the MLPs
         weighted=True,
         dropout=0.0,
     )
     tiny = replace(base, slots=18, signature=32, width=16)
-    paper = replace(base, slots=links.CITESEER.slots, signature=1024)
-    return links.peer_config("mplp", arg, base=base, tiny=tiny, paper=paper)
+    paper = replace(base, slots=pencil.CITESEER.slots, signature=1024)
+    return pencil.peer_config("mplp", arg, base=base, tiny=tiny, paper=paper)

@@ -12,12 +12,12 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from experiments.configs.graph import links
+from experiments.configs.graph import pencil
 from graph.config import NCNConfig
 
-GROUPS = {**links.GROUPS, "model": NCNConfig}
-VARIANTS = links.VARIANTS
-HEADLINE = links.HEADLINE
+GROUPS = {**pencil.PREDICTOR_GROUPS, "model": NCNConfig}
+VARIANTS = pencil.PEER_VARIANTS
+HEADLINE = pencil.HEADLINE
 
 
 def get_config(arg: str = "base") -> ConfigDict:
@@ -34,4 +34,4 @@ def get_config(arg: str = "base") -> ConfigDict:
     )
     tiny = replace(base, width=16)
     paper = replace(base, width=256)
-    return links.peer_config("ncn", arg, base=base, tiny=tiny, paper=paper)
+    return pencil.peer_config("ncn", arg, base=base, tiny=tiny, paper=paper)

@@ -12,12 +12,12 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from experiments.configs.graph import links
+from experiments.configs.graph import pencil
 from graph.config import RefinedGAEConfig
 
-GROUPS = {**links.GROUPS, "model": RefinedGAEConfig}
-VARIANTS = links.VARIANTS
-HEADLINE = links.HEADLINE
+GROUPS = {**pencil.PREDICTOR_GROUPS, "model": RefinedGAEConfig}
+VARIANTS = pencil.PEER_VARIANTS
+HEADLINE = pencil.HEADLINE
 
 
 def get_config(arg: str = "base") -> ConfigDict:
@@ -32,4 +32,4 @@ def get_config(arg: str = "base") -> ConfigDict:
     )
     tiny = replace(base, width=16)
     paper = replace(base, width=1024)
-    return links.peer_config("refined_gae", arg, base=base, tiny=tiny, paper=paper)
+    return pencil.peer_config("refined_gae", arg, base=base, tiny=tiny, paper=paper)

@@ -14,12 +14,12 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from experiments.configs.graph import links
+from experiments.configs.graph import pencil
 from graph.config import SEALConfig
 
-GROUPS = {**links.GROUPS, "model": SEALConfig}
-VARIANTS = links.VARIANTS
-HEADLINE = links.HEADLINE
+GROUPS = {**pencil.PREDICTOR_GROUPS, "model": SEALConfig}
+VARIANTS = pencil.PEER_VARIANTS
+HEADLINE = pencil.HEADLINE
 
 
 def get_config(arg: str = "base") -> ConfigDict:
@@ -34,4 +34,4 @@ def get_config(arg: str = "base") -> ConfigDict:
     )
     tiny = replace(base, width=16)
     paper = replace(base, width=256)
-    return links.peer_config("seal", arg, base=base, tiny=tiny, paper=paper)
+    return pencil.peer_config("seal", arg, base=base, tiny=tiny, paper=paper)

@@ -13,12 +13,110 @@ They stand beside every learned row; here they run alone.
 Your data: --config.data.format=own --config.data.interactions=FILE --config.data.item_text=FILE
 """
 
+import dataclasses
+from dataclasses import dataclass
+
 from ml_collections import ConfigDict
 
-from experiments.configs.rec import recommenders
 from experiments.runner import settings
+from rec.data import reading
 
-GROUPS = {"data": recommenders.RecData, "eval": recommenders.RecEval}
+FORMATS = tuple(reading.FORMATS)
+
+
+@dataclass(frozen=True)
+class RecData:
+    """Says which interactions are read and how they are split.
+
+    Attributes:
+        root: folder of raw files; "" means $BANYAN_DATA.
+        format: "amazon2014" (folder amazon2014/<name> of packed files), "reviews2014" and
+            "reviews2023" (the public files of reviews and metadata of category <name>),
+            "movielens" (folder <name>), "letter" (<name>.inter .json and .index.json), "own" (your
+            files `interactions` and `item_text`) or "planted" (made from the seed: `users` walk
+            over 512 items of a known tree).
+        name: of the category or folder.
+        interactions: CSV or Parquet with columns user, item, time.
+        item_text: CSV or Parquet with columns item, text.
+        users: of a planted corpus.
+        core: users and items with fewer interactions are left out, again and again; 0 keeps all.
+        split: "leave_one_out" or "temporal".
+        valid_from, test_from: beginnings of the sides of a temporal split, seconds.
+        ties: order of equal times, "file", "item" or "shuffle".
+        repeats: an item twice in a row: "refuse", "first" or "keep".
+        textless: items without text: "refuse" or "drop".
+        features: "tfidf" or a .npy file of item vectors in order of the items.
+        feature_dim: width of tfidf vectors.
+    """
+
+    root: str
+    format: str
+    name: str
+    interactions: str
+    item_text: str
+    users: int
+    core: int
+    split: str
+    valid_from: int
+    test_from: int
+    ties: str
+    repeats: str
+    textless: str
+    features: str
+    feature_dim: int
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "format": FORMATS,
+            "split": ("leave_one_out", "temporal"),
+            "ties": ("file", "item", "shuffle"),
+            "repeats": ("refuse", "first", "keep"),
+            "textless": ("refuse", "drop"),
+        }
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {values}")
+        settings.at_least("data", 0, core=self.core)
+        settings.at_least("data", 1, feature_dim=self.feature_dim, users=self.users)
+        if self.format == "own" and not (self.interactions and self.item_text):
+            raise ValueError(
+                "format='own' needs interactions and item_text: "
+                "--config.data.interactions=FILE --config.data.item_text=FILE"
+            )
+        if self.split == "temporal" and self.valid_from >= self.test_from:
+            raise ValueError(
+                f"valid_from={self.valid_from} must be before test_from={self.test_from}"
+            )
+
+
+@dataclass(frozen=True)
+class RecEval:
+    """Says when and on which queries a recommender is evaluated.
+
+    Attributes:
+        every: updates between evaluations on split "valid".
+        select: (metric, "max" or "min") that chooses the tested checkpoint.
+        tolerance: absolute, for --mode=check.
+        rows: validation queries looked at while training, evenly spaced, 0 for all; the test
+            asks all.
+        top: items of --mode=recommend.
+        draws: of the bootstrap over users behind every interval.
+    """
+
+    every: int
+    select: tuple[str, str]
+    tolerance: float
+    rows: int
+    top: int
+    draws: int
+
+    def __post_init__(self) -> None:
+        settings.at_least("eval", 1, every=self.every, top=self.top, draws=self.draws)
+        settings.at_least("eval", 0, tolerance=self.tolerance, rows=self.rows)
+        settings.check_select(self.select)
+
+
+GROUPS = {"data": RecData, "eval": RecEval}
 VARIANTS = ("base", "tiny", "h200", "paper")
 HEADLINE = (
     "popularity/test/recall@10",
@@ -29,10 +127,42 @@ HEADLINE = (
 )
 
 
+def rec_config(system: str, arg: str) -> ConfigDict:
+    """Builds frame, data and eval groups of a recommender: Beauty's 8-core, in :tiny the planted
+    corpus, in :h200 and :paper whole Beauty."""
+    config = settings.base_config(system, arg)
+    data = RecData(
+        root="",
+        format="amazon2014",
+        name="beauty",
+        interactions="",
+        item_text="",
+        users=2000,
+        core=8,
+        split="leave_one_out",
+        valid_from=0,
+        test_from=1,
+        ties="file",
+        repeats="refuse",
+        textless="refuse",
+        features="tfidf",
+        feature_dim=256,
+    )
+    evaluation = RecEval(every=1000, select=("", "max"), tolerance=1e-6, rows=0, top=10, draws=1000)
+    if arg == "tiny":
+        data = dataclasses.replace(data, format="planted", name="planted", core=0, users=300)
+        evaluation = dataclasses.replace(evaluation, draws=100)
+    if arg in ("h200", "paper"):
+        data = dataclasses.replace(data, core=0)
+    config.data = ConfigDict(dataclasses.asdict(data))
+    config.eval = ConfigDict(dataclasses.asdict(evaluation))
+    return config
+
+
 def get_config(arg: str = "base") -> ConfigDict:
     """Builds the config of one variant."""
     settings.parse_arg(arg, VARIANTS)
-    config = recommenders.rec_config("rec_baselines", arg)
+    config = rec_config("rec_baselines", arg)
     if arg == "paper":
         config.data.name = "sports"
     return config

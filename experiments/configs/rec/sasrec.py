@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from experiments.configs.rec import recommenders
+from experiments.configs.rec import rec_baselines
 from experiments.runner import settings
 from rec import names
 from rec.models.config import OptimConfig, SASRecConfig
@@ -48,20 +48,47 @@ class RankerBatch:
 
 
 GROUPS = {
-    "data": recommenders.RecData,
+    "data": rec_baselines.RecData,
     "augment": RankerBatch,
     "model": SASRecConfig,
     "optim": OptimConfig,
-    "eval": recommenders.RecEval,
+    "eval": rec_baselines.RecEval,
 }
 VARIANTS = ("base", "tiny", "h200", "paper")
-HEADLINE = recommenders.HEADLINE
+# Of a recommender that learns: its own figures, then the rows without training beside it.
+HEADLINE = (
+    "test/recall@5",
+    "test/ndcg@5",
+    "test/recall@10",
+    "test/ndcg@10",
+    "popularity/test/recall@10",
+    "successor/test/recall@10",
+    "cooccurrence/test/recall@10",
+    "item_knn/test/recall@10",
+    "content/test/recall@10",
+    "bayes/test/recall@10",
+)
+
+
+def optim_group(lr: float) -> ConfigDict:
+    """Builds the optim group: AdamW, constant after a warm-up."""
+    optim = OptimConfig(
+        lr=lr,
+        warmup=100,
+        schedule="constant",
+        decay=10_000,  # not read by a constant schedule
+        b1=0.9,
+        b2=0.98,
+        weight_decay=0.0,
+        clip=1.0,
+    )
+    return ConfigDict(dataclasses.asdict(optim))
 
 
 def get_config(arg: str = "base") -> ConfigDict:
     """Builds the config of one variant."""
     settings.parse_arg(arg, VARIANTS)
-    config = recommenders.rec_config("sasrec", arg)
+    config = rec_baselines.rec_config("sasrec", arg)
     batch = RankerBatch(rows=128, pairs="positions", alpha=1.0, beta=0.0, gamma=0.0)
     model = SASRecConfig(
         width=64,
@@ -79,7 +106,7 @@ def get_config(arg: str = "base") -> ConfigDict:
         scan=True,
         remat=False,
     )
-    config.optim = recommenders.optim_group(1e-3)
+    config.optim = optim_group(1e-3)
     config.train.update({"steps": 1000, "save_every": 250})
     config.eval.update({"every": 250, "select": ("valid/ndcg@10", "max")})
     config.log.every = 10

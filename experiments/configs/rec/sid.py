@@ -14,30 +14,87 @@ A later run reads the table: --config=tiger --config.sid.run=DIR
 """
 
 import dataclasses
+from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from experiments.configs.rec import generators, recommenders
+from experiments.configs.rec import rec_baselines
 from experiments.runner import settings
+from rec.sid.config import SIDConfig
+
+
+@dataclass(frozen=True)
+class SIDGroup(SIDConfig):
+    """Says which tokenizer makes semantic IDs, and where its table comes from.
+
+    Attributes:
+        run: folder of an earlier run of system "sid".
+        table: a published index file ({"0": ["<a_1>", ...]} by item, plain or gzip); where it and
+            `run` are empty, the tokenizer is fitted here.
+        shuffle: hand the SIDs to items at random, the control that has no meaning.
+    """
+
+    run: str = ""
+    table: str = ""
+    shuffle: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.run and self.table:
+            raise ValueError("run and table: give one of them")
+
 
 GROUPS = {
-    "data": recommenders.RecData,
-    "eval": recommenders.RecEval,
-    "sid": generators.SIDGroup,
+    "data": rec_baselines.RecData,
+    "eval": rec_baselines.RecEval,
+    "sid": SIDGroup,
 }
 VARIANTS = ("base", "tiny", "h200", "paper")
 HEADLINE = ("test/distinct", "test/uniqueness", "test/usage/level1", "test/reconstruction")
+SID = SIDGroup(
+    method="rkmeans",
+    levels=3,
+    codes=256,
+    steps=300,
+    batch=2048,
+    init_rows=3072,
+    lloyd=10,
+    normalise=True,
+    lr=1e-3,
+    optimiser="adam",
+    warmup=0,
+    decay=False,
+    beta=0.25,
+    estimator="ste",
+    temperature=0.7,
+    dense_gradient=False,
+    kmeans_init=True,
+    dead_code_reset=50,
+    standardise=True,
+    hidden=(256, 128),
+    latent=64,
+    sources=(),
+    conflict="digit",  # a counter for items that share an SID
+    digit_limit=64,
+)
+TINY_SID = dataclasses.replace(SID, codes=8, steps=30, batch=256, init_rows=512)
+"""Codes of the planted tree."""
+
+
+def sid_group(group: SIDGroup) -> ConfigDict:
+    """Turns a tokenizer into the group `sid` of a config."""
+    return ConfigDict(dataclasses.asdict(group))
 
 
 def get_config(arg: str = "base") -> ConfigDict:
     """Builds the config of one variant."""
     settings.parse_arg(arg, VARIANTS)
-    config = recommenders.rec_config("sid", arg)
-    tokenizer = generators.SID
+    config = rec_baselines.rec_config("sid", arg)
+    tokenizer = SID
     save_every = 300
     config.eval.every = 50
     if arg == "tiny":
-        tokenizer = generators.TINY_SID
+        tokenizer = TINY_SID
         save_every = 15
         config.eval.every = 10
     if arg == "paper":
@@ -53,6 +110,6 @@ def get_config(arg: str = "base") -> ConfigDict:
         )
         save_every = 5000
         config.eval.every = 1000
-    config.sid = generators.sid_group(tokenizer)
+    config.sid = sid_group(tokenizer)
     config.train.update({"steps": tokenizer.steps, "save_every": save_every})
     return config

@@ -20,30 +20,92 @@ SIDs of an earlier run: --config.sid.run=DIR; published ones: --config.sid.table
 """
 
 import dataclasses
+from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from experiments.configs.rec import generators, recommenders
-from experiments.configs.rec.generators import BeamEval, Pairs
+from experiments.configs.rec import rec_baselines, sasrec, sid
 from experiments.runner import settings
+from rec import names
 from rec.models.config import OptimConfig, TigerConfig
 
+
+@dataclass(frozen=True)
+class Pairs:
+    """Says which pairs of history and target are trained on.
+
+    Attributes:
+        rows: pairs of a batch.
+        pairs: "last_target", "prefixes", "windows" or "genpas", see rec.augment.
+        alpha, beta, gamma: exponents of "genpas", 1e6 is infinity.
+        search: choose them before training by the two-stage search of rec.genpas.
+    """
+
+    rows: int
+    pairs: str
+    alpha: int | float
+    beta: int | float
+    gamma: int | float
+    search: bool
+
+    def __post_init__(self) -> None:
+        if self.pairs not in names.STRATEGIES:
+            raise ValueError(f"pairs={self.pairs!r}: must be one of {names.STRATEGIES}")
+        if self.search and self.pairs != "genpas":
+            raise ValueError("search=True chooses exponents: it needs pairs='genpas'")
+        settings.at_least("augment", 1, rows=self.rows)
+
+
+@dataclass(frozen=True)
+class BeamEval(rec_baselines.RecEval):
+    """Says how histories are decoded to lists of items.
+
+    Attributes:
+        beams: of the search.
+        constrained: along the trie of the catalogue.
+        normaliser: "digit", "full" or "children", see rec.decode.beam.
+        policy: order of items that share an SID, see rec.decode.items.
+        per_sid: items taken of one SID.
+        batch: histories decoded at once.
+        exact: also score the whole catalogue at the test.
+    """
+
+    beams: int
+    constrained: bool
+    normaliser: str
+    policy: str
+    per_sid: int
+    batch: int
+    exact: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        settings.at_least("eval", 10, beams=self.beams)
+        settings.at_least("eval", 1, per_sid=self.per_sid, batch=self.batch)
+        if self.policy not in names.POLICIES:
+            raise ValueError(f"policy={self.policy!r}: must be one of {names.POLICIES}")
+        if self.normaliser not in names.NORMALISERS:
+            raise ValueError(f"normaliser={self.normaliser!r}: must be one of {names.NORMALISERS}")
+        if self.normaliser == "children" and not self.constrained:
+            raise ValueError("normaliser='children' needs constrained=True")
+
+
 GROUPS = {
-    "data": recommenders.RecData,
-    "sid": generators.SIDGroup,
+    "data": rec_baselines.RecData,
+    "sid": sid.SIDGroup,
     "augment": Pairs,
     "model": TigerConfig,
     "optim": OptimConfig,
     "eval": BeamEval,
 }
 VARIANTS = ("base", "tiny", "h200", "paper")
-HEADLINE = recommenders.HEADLINE
+HEADLINE = sasrec.HEADLINE
 
 
 def get_config(arg: str = "base") -> ConfigDict:
     """Builds the config of one variant."""
     settings.parse_arg(arg, VARIANTS)
-    config = recommenders.rec_config("tiger", arg)
+    config = rec_baselines.rec_config("tiger", arg)
     pairs = Pairs(rows=256, pairs="prefixes", alpha=1.0, beta=0.0, gamma=0.0, search=False)
     model = TigerConfig(
         layout="encoder_decoder",
@@ -80,10 +142,10 @@ def get_config(arg: str = "base") -> ConfigDict:
         batch=128,
         exact=False,
     )
-    config.sid = generators.sid_group(generators.SID)
+    config.sid = sid.sid_group(sid.SID)
     config.augment = ConfigDict(dataclasses.asdict(pairs))
     config.model = ConfigDict(dataclasses.asdict(model))
-    config.optim = recommenders.optim_group(4e-3)
+    config.optim = sasrec.optim_group(4e-3)
     config.train.update({"steps": 2000, "save_every": 500})
     config.eval = ConfigDict(dataclasses.asdict(evaluation))
     config.log.every = 10
@@ -101,7 +163,7 @@ def get_config(arg: str = "base") -> ConfigDict:
 
 def _shrink(config: ConfigDict) -> None:
     """Sets sizes that a test can afford."""
-    config.sid = generators.sid_group(generators.TINY_SID)
+    config.sid = sid.sid_group(sid.TINY_SID)
     config.augment.rows = 32
     config.model.update({"width": 16, "heads": 2, "head_dim": 8, "mlp_width": 32})
     config.optim.warmup = 5
