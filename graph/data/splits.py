@@ -58,14 +58,14 @@ def non_edges(
             f"{count} pairs without an edge are wanted, a graph of {num_nodes} nodes and "
             f"{len(edges)} edges has {total}: choose smaller shares, or a sparser graph"
         )
-    kept = np.zeros(0, np.int64)
-    while len(kept) < count:
-        drawn = rng.integers(0, num_nodes, (count - len(kept) + 64, 2), np.int32)
+    distinct = np.zeros(0, np.int64)
+    while len(distinct) < count:
+        drawn = rng.integers(0, num_nodes, (count - len(distinct) + 64, 2), np.int32)
         keys = _keys(drawn, num_nodes)[drawn[:, 0] != drawn[:, 1]]
         keys = keys[~_found(taken, keys) & ~_found(barred, keys)]
-        both = np.concatenate([kept, keys])
-        kept = both[np.sort(np.unique(both, return_index=True)[1])][:count]
-    return np.stack(np.divmod(kept, max(num_nodes, 1)), axis=1).astype(np.int32)
+        both = np.concatenate([distinct, keys])
+        distinct = both[np.sort(np.unique(both, return_index=True)[1])][:count]
+    return np.stack(np.divmod(distinct, max(num_nodes, 1)), axis=1).astype(np.int32)
 
 
 def _shares(total: int, valid_share: float, test_share: float) -> tuple[int, int]:
@@ -190,6 +190,8 @@ def _held_out(
             f"valid_share={valid_share} of {len(train)} training links leaves an empty split"
         )
     rng = np.random.default_rng([seed, 0x7A])
-    held = np.zeros(len(train), bool)
-    held[rng.permutation(len(train))[:count]] = True
-    return train[~held], Links(train[held], non_edges(graph, num_nodes, count, rng, train_neg))
+    is_valid = np.zeros(len(train), bool)
+    is_valid[rng.permutation(len(train))[:count]] = True
+    return train[~is_valid], Links(
+        train[is_valid], non_edges(graph, num_nodes, count, rng, train_neg)
+    )

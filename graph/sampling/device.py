@@ -159,7 +159,7 @@ def _sample(
 
 def walk(pairs: jax.Array, key: draws.Key, config: SampleConfig, rows: Rows) -> jax.Array:
     """ids int32 [B, P] of all places of two full trees level by level, -1 where empty."""
-    node, start, found = pairs, 0, [pairs]
+    node, start, levels_walked = pairs, 0, [pairs]
     s, t = pairs[:, :1], pairs[:, 1:]
     for hop in range(config.hops):
         width = node.shape[1]
@@ -172,8 +172,8 @@ def walk(pairs: jax.Array, key: draws.Key, config: SampleConfig, rows: Rows) -> 
         words_of = (flat(key[0][:, None]), flat(key[1][:, None]))
         asked = Request(node.reshape(-1), banned.reshape(-1), words_of, flat(base[None]))
         node, start = rows(asked).reshape(len(pairs), width * config.fanout), below
-        found.append(node)
-    return jnp.concatenate(found, 1)
+        levels_walked.append(node)
+    return jnp.concatenate(levels_walked, 1)
 
 
 def lower_bound(
@@ -235,8 +235,8 @@ def neighbours(
     chosen = lax.fori_loop(1, fanout, step, drawn)
     chosen = jnp.where((degree <= fanout)[:, None], child[None], chosen)
     place = begin[:, None] + chosen + (has[:, None] & (chosen >= (at - begin)[:, None]))
-    found = indices[jnp.clip(place, 0, len(indices) - 1)]
-    return jnp.where(child[None] < degree[:, None], found, -1)
+    chosen_nodes = indices[jnp.clip(place, 0, len(indices) - 1)]
+    return jnp.where(child[None] < degree[:, None], chosen_nodes, -1)
 
 
 def pick(
@@ -285,6 +285,6 @@ def adjacency(ids: jax.Array, edges: Edges) -> jax.Array:
     """uint32 [B, N, ceil(N / 32)], edges among ids [B, N], none between the roots."""
     links, size = ids.shape
     i, j, cell = triangle(size)
-    found = edges(ids[:, i].reshape(-1), ids[:, j].reshape(-1)).reshape(links, len(i))
-    found = jnp.concatenate([found, jnp.zeros((links, 1), bool)], 1)
-    return pack(found[:, cell])
+    is_edge = edges(ids[:, i].reshape(-1), ids[:, j].reshape(-1)).reshape(links, len(i))
+    is_edge = jnp.concatenate([is_edge, jnp.zeros((links, 1), bool)], 1)
+    return pack(is_edge[:, cell])

@@ -61,14 +61,14 @@ def weights(history: Sequences, decay: float | int = DECAY, limit: int = 0) -> s
         values[ages >= limit] = 0
     shape = (history.num_users, history.num_items)
     # A copy: SciPy sorts indices in place, and these are the history itself.
-    found = sp.csr_matrix((values, history.items, history.offsets), shape, copy=True)
-    found.sum_duplicates()
-    found.eliminate_zeros()
-    return found
+    matrix = sp.csr_matrix((values, history.items, history.offsets), shape, copy=True)
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    return matrix
 
 
-def product(one: sp.csr_matrix, other: sp.csr_matrix) -> sp.csr_matrix:
-    return sp.csr_matrix(one @ other)
+def product(left: sp.csr_matrix, right: sp.csr_matrix) -> sp.csr_matrix:
+    return sp.csr_matrix(left @ right)
 
 
 class _Items(NamedTuple):
@@ -91,8 +91,8 @@ def _ties(train: Sequences, scale: float) -> np.ndarray:
 
 
 def popularity(train: Sequences) -> Scorer:
-    known = counts(train).astype(np.float32)
-    return lambda history: np.tile(known, (history.num_users, 1))
+    purchases = counts(train).astype(np.float32)
+    return lambda history: np.tile(purchases, (history.num_users, 1))
 
 
 def successor(train: Sequences) -> Scorer:

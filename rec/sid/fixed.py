@@ -40,13 +40,13 @@ def encode_random(params: dict, x: jax.Array, cfg: SIDConfig) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     bits = bits ^ (bits >> 15)  # low bits of the mantissa are often all that differs
 
-    def one(multipliers: jax.Array, offset: jax.Array) -> jax.Array:
+    def hash_level(multipliers: jax.Array, offset: jax.Array) -> jax.Array:
         mixed = jnp.sum(bits * multipliers[None, :], axis=-1, dtype=jnp.uint32) + offset
         for multiplier in (0x7FEB352D, 0x846CA68B):
             mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(multiplier)
         return ((mixed ^ (mixed >> 16)) % jnp.uint32(cfg.codes)).astype(jnp.int32)
 
-    return jax.vmap(one, out_axes=1)(params["multipliers"], params["offsets"])
+    return jax.vmap(hash_level, out_axes=1)(params["multipliers"], params["offsets"])
 
 
 def init_lsh(key: jax.Array, x: jax.Array, cfg: SIDConfig) -> dict:

@@ -113,7 +113,7 @@ def update(
     local = step - level * per_level
     last = jnp.where(level == cfg.levels - 1, cfg.steps - level * per_level, per_level) - 1
     draw_key, buffer_key, seed_key = jax.random.split(jax.random.fold_in(key, step), 3)
-    own = {name: state[name] for name in state if name not in ("params", "counts", "step")}
+    method_state = {name: state[name] for name in state if name not in ("params", "counts", "step")}
 
     def fresh(_: dict) -> tuple[dict, jax.Array]:
         size = min(cfg.init_rows, x.shape[0])
@@ -122,12 +122,17 @@ def update(
         centroids = kmeans.plus_plus(seed_key, buffer, cfg.codes)
         return start(centroids), centroids
 
-    own, centroids = jax.lax.cond(
-        local == 0, fresh, lambda own: (own, params["codebook"][level]), own
+    method_state, centroids = jax.lax.cond(
+        local == 0,
+        fresh,
+        lambda method_state: (method_state, params["codebook"][level]),
+        method_state,
     )
     rows = jax.random.randint(draw_key, (cfg.batch,), 0, x.shape[0])
     batch = residuals(params["codebook"], x[rows], level, normalise)
-    own, centroids, counts, loss = learn(own, centroids, state["counts"][level], batch)
+    method_state, centroids, counts, loss = learn(
+        method_state, centroids, state["counts"][level], batch
+    )
 
     def finish(centroids: jax.Array) -> tuple[jax.Array, jax.Array]:
         rest = residuals(params["codebook"], x, level, normalise)
@@ -139,7 +144,7 @@ def update(
         local == last, finish, lambda centroids: (centroids, params["scale"]), centroids
     )
     state = {
-        **own,
+        **method_state,
         "params": {"codebook": params["codebook"].at[level].set(centroids), "scale": scale},
         "counts": state["counts"].at[level].set(counts),
         "step": step + 1,

@@ -42,10 +42,10 @@ def update(state: dict, x: jax.Array, key: jax.Array, cfg: SIDConfig) -> tuple[d
         return {"opt_state": tx.init(centroids)}
 
     def learn(
-        own: dict, centroids: jax.Array, counts: jax.Array, batch: jax.Array
+        method_state: dict, centroids: jax.Array, counts: jax.Array, batch: jax.Array
     ) -> tuple[dict, jax.Array, jax.Array, jax.Array]:
         value, grads = jax.value_and_grad(loss)(centroids, batch, cfg.beta)
-        updates, opt_state = tx.update(grads, own["opt_state"], centroids)
+        updates, opt_state = tx.update(grads, method_state["opt_state"], centroids)
         counts = counts.at[kmeans.nearest(batch, centroids)].add(1.0)
         moved: Any = optax.apply_updates(centroids, updates)
         return {"opt_state": opt_state}, moved, counts, value
