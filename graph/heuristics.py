@@ -46,7 +46,7 @@ def scores(name: str, graph: CSR, pairs: np.ndarray, **options: float | int) -> 
         ValueError: an unknown name, ids out of range, or what `katz` and `ppr` refuse.
     """
     functions: dict[str, Callable[..., np.ndarray]] = {
-        "cn": common_neighbours, "aa": adamic_adar, "ra": resource_allocation,
+        "cn": common_neighbors, "aa": adamic_adar, "ra": resource_allocation,
         "pa": preferential_attachment, "jaccard": jaccard, "spd": inverse_distance,
         "katz": katz, "ppr": ppr,
     }  # fmt: skip
@@ -89,7 +89,7 @@ def _shared(graph: CSR, pairs: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return totals
 
 
-def common_neighbours(graph: CSR, pairs: np.ndarray) -> np.ndarray:
+def common_neighbors(graph: CSR, pairs: np.ndarray) -> np.ndarray:
     """[P]; see the module."""
     return _shared(graph, pairs, np.ones(graph.num_nodes))
 
@@ -115,7 +115,7 @@ def preferential_attachment(graph: CSR, pairs: np.ndarray) -> np.ndarray:
 
 def jaccard(graph: CSR, pairs: np.ndarray) -> np.ndarray:
     """[P]; see the module."""
-    shared = common_neighbours(graph, pairs)
+    shared = common_neighbors(graph, pairs)
     union = csr.degrees(graph).astype(float)[pairs].sum(axis=1) - shared
     return np.divide(shared, union, out=np.zeros(len(pairs)), where=union > 0)
 

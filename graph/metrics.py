@@ -106,7 +106,7 @@ def average_precision(pos: np.ndarray, neg: np.ndarray) -> float:
     )
 
 
-def summarise(pos: np.ndarray, neg: np.ndarray) -> dict[str, float]:
+def summarize(pos: np.ndarray, neg: np.ndarray) -> dict[str, float]:
     """All metrics of one split, 0 .. 1: auc, ap, mrr, hits@K, and ogb_hits@K where the negatives
     are shared; shapes and errors as of `ranks`."""
     pos, neg = _checked(pos, neg)

@@ -147,7 +147,7 @@ def coverage(items: np.ndarray, num_items: int) -> float:
     return len(np.unique(items[items >= 0])) / num_items
 
 
-def summarise(
+def summarize(
     ranks: np.ndarray, ks: Sequence[int], prefix: str = "", suffix: str = ""
 ) -> dict[str, float]:
     """Means over users under `<prefix>recall@k<suffix>`, `ndcg@k` and `mrr`.
@@ -215,13 +215,13 @@ def by_group(
     ks: Sequence[int],
     prefix: str = "",
 ) -> dict[str, float]:
-    """`summarise` of each group, a bool [Q] mask by name: `<prefix>recall@10/head`, and its share
+    """`summarize` of each group, a bool [Q] mask by name: `<prefix>recall@10/head`, and its share
     of the queries as `<prefix>share/head`. Empty groups have a share alone."""
     metrics = {}
     for name, mask in groups.items():
         metrics[f"{prefix}share/{name}"] = float(mask.mean())
         if mask.any():
-            metrics |= summarise(ranks[mask], ks, prefix, f"/{name}")
+            metrics |= summarize(ranks[mask], ks, prefix, f"/{name}")
     return metrics
 
 

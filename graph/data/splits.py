@@ -83,7 +83,7 @@ def _shares(total: int, valid_share: float, test_share: float) -> tuple[int, int
     return valid, test
 
 
-def _labelled(edges: np.ndarray, label: np.ndarray, num_nodes: int, seed: int) -> Split:
+def _labeled(edges: np.ndarray, label: np.ndarray, num_nodes: int, seed: int) -> Split:
     """Split of edges by label 0 train, 1 valid, 2 test; negatives avoid every edge."""
     valid, test = edges[label == 1], edges[label == 2]
     rng = np.random.default_rng([seed, 0x4E])
@@ -107,7 +107,7 @@ def random(
     label = np.zeros(len(edges), np.int8)
     label[drawn[:valid]], label[drawn[valid:]] = 1, 2
     del drawn
-    return _labelled(edges, label, num_nodes, seed)
+    return _labeled(edges, label, num_nodes, seed)
 
 
 def temporal(
@@ -136,7 +136,7 @@ def temporal(
             f"a split by time would leave {counts[0]} train, {counts[1]} valid and {counts[2]} "
             f"test edges: {len(np.unique(times))} distinct times are too few for these shares"
         )
-    return _labelled(edges, label, num_nodes, seed)
+    return _labeled(edges, label, num_nodes, seed)
 
 
 def fixed(

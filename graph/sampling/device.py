@@ -57,7 +57,7 @@ class Graph:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of a row, each [R]: node int32, -1 for none; banned int32, a neighbour that
+    """What is asked of a row, each [R]: node int32, -1 for none; banned int32, a neighbor that
     does not count, or -1; key: two uint32 words; base: int32, position of the first child."""
 
     node: jax.Array
@@ -141,7 +141,7 @@ def sample(
 def _sample(
     graph: Graph, pairs: jax.Array, seed: Any, epoch: Any, *, config: SampleConfig, slots: Slots
 ) -> LinkBatch:
-    rows = functools.partial(neighbours, graph.indptr, graph.indices, graph.steps, config.fanout)
+    rows = functools.partial(neighbors, graph.indptr, graph.indices, graph.steps, config.fanout)
     if graph.dense is None:
         edges = functools.partial(contains, graph.indptr, graph.indices, graph.steps)
     else:
@@ -193,7 +193,7 @@ def lower_bound(
 def contains(
     indptr: jax.Array, indices: jax.Array, steps: int, i: jax.Array, j: jax.Array
 ) -> jax.Array:
-    """Whether i and j, int32 [R], are neighbours, bool [R]; ids below 0 are nobody's."""
+    """Whether i and j, int32 [R], are neighbors, bool [R]; ids below 0 are nobody's."""
     row = jnp.maximum(i, 0)
     high = indptr[row + 1]
     at = lower_bound(indices, indptr[row], high, j, steps)
@@ -209,11 +209,11 @@ def contains_dense(dense: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
     return (bit == 1) & (i >= 0) & (j >= 0)
 
 
-def neighbours(
+def neighbors(
     indptr: jax.Array, indices: jax.Array, steps: int, fanout: int, asked: Request
 ) -> jax.Array:
-    """int32 [R, fanout]: all neighbours of rows of at most `fanout`, -1 after the last; else
-    Floyd's draws without replacement, [R, fanout]. The banned neighbour does not count as one."""
+    """int32 [R, fanout]: all neighbors of rows of at most `fanout`, -1 after the last; else
+    Floyd's draws without replacement, [R, fanout]. The banned neighbor does not count as one."""
     row = jnp.maximum(asked.node, 0)
     begin, end = indptr[row], indptr[row + 1]
     at = lower_bound(indices, begin, end, asked.banned, steps)

@@ -2,7 +2,7 @@
 """Subgraphs of many links at once in NumPy.
 
 Work is cut into chunks of links whose arrays stay in the cache; threads take chunks, or whole
-batches (`load`), and NumPy lets go of the interpreter in between. Which neighbours, slots and bits
+batches (`load`), and NumPy lets go of the interpreter in between. Which neighbors, slots and bits
 come out is the device's (`graph.sampling.device`) word for word.
 
 Edges among the tokens of a link are found from the end of lower degree: rows of at most `reach`
@@ -267,14 +267,14 @@ def _walk(
         if not config.reference_order:
             banned = np.where(node == pairs[link, 0], pairs[link, 1], banned)
             banned = np.where(node == pairs[link, 1], pairs[link, 0], banned)
-        row, child, node = _neighbours(graph, node, banned, key, link, base, config.fanout)
+        row, child, node = _neighbors(graph, node, banned, key, link, base, config.fanout)
         link, position, start = link[row], base[row] + child, below
         levels_walked.append((link, position, node))
     links, positions, nodes = (np.concatenate(part) for part in zip(*levels_walked, strict=True))
     return links, positions, nodes
 
 
-def _neighbours(
+def _neighbors(
     graph: Graph,
     node: np.ndarray,
     banned: np.ndarray,
@@ -283,8 +283,8 @@ def _neighbours(
     base: np.ndarray,
     fanout: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(row, child 0 .. fanout - 1, neighbour): all neighbours of rows of at most `fanout`, else
-    Floyd's draws without replacement; the banned neighbour does not count as one."""
+    """(row, child 0 .. fanout - 1, neighbor): all neighbors of rows of at most `fanout`, else
+    Floyd's draws without replacement; the banned neighbor does not count as one."""
     indptr, indices = graph.csr
     begin, degree = indptr[node].astype(np.int64), graph.degrees[node].astype(np.int64)
     skip = np.full(len(node), np.iinfo(np.int64).max)
@@ -396,7 +396,7 @@ def fill(graph: Graph, tokens: Tokens, out: LinkBatch) -> None:
 def _edges(
     graph: Graph, tokens: Tokens, link: np.ndarray, slot: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(token, slot of a neighbour in the same link) of induced edges, both ways, but not those
+    """(token, slot of a neighbor in the same link) of induced edges, both ways, but not those
     between two hubs."""
     hub = graph.hub[tokens.node]
     bits = graph.csr.num_nodes.bit_length()
@@ -412,9 +412,9 @@ def _edges(
             continue
         part, start = slice(at, stop), int(ends[at] - degree[at])
         row = np.repeat(np.arange(at, stop), degree[part])
-        neighbour = graph.csr.indices[begin[row] + np.arange(start, start + len(row))]
+        neighbor = graph.csr.indices[begin[row] + np.arange(start, start + len(row))]
         row = low[row]
-        other = _find(table, (link[row] << bits) | neighbour)
+        other = _find(table, (link[row] << bits) | neighbor)
         hit = np.flatnonzero(other >= 0)
         row, other = row[hit], other[hit]
         yield row, slot[other]

@@ -29,7 +29,7 @@ from graph.sampling.device import (
     adjacency,
     check_entries,
     contains,
-    neighbours,
+    neighbors,
     pick,
     steps_for,
     walk,
@@ -189,7 +189,7 @@ def _local(
 
     def draw(asked: Request) -> jax.Array:
         mine = dataclasses.replace(asked, node=here(asked.node))
-        return neighbours(*rows, config.fanout, mine)
+        return neighbors(*rows, config.fanout, mine)
 
     def check(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
         return contains(*rows, here(pair[0]), pair[1])[:, None].astype(jnp.int32)

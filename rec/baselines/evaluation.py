@@ -79,6 +79,6 @@ def evaluate(
     for name, scorer in fit(split.train, features).items():
         ranks_by_name[name] = ranks(scorer, queries, mask_seen)
         prefix = f"{name}/{side}/"
-        figures |= metrics.summarise(ranks_by_name[name], ks, prefix)
+        figures |= metrics.summarize(ranks_by_name[name], ks, prefix)
         figures |= metrics.by_group(ranks_by_name[name], groups, ks, prefix)
     return Evaluation(figures, ranks_by_name, plus)

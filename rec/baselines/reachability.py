@@ -28,7 +28,7 @@ def reachable(
 
     Args:
         limit: size of O(u), 0 for all successors.
-        matrix: [N, N] counts to reach by; successors unless given (`scorers.neighbours` gives the
+        matrix: [N, N] counts to reach by; successors unless given (`scorers.neighbors` gives the
             window of 5).
     """
     matrix = successors(train) if matrix is None else matrix

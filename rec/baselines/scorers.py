@@ -4,7 +4,7 @@
 
 popularity     how often an item is in training
 successor      how often an item follows the last item of the history
-cooccurrence   shares of successors and of neighbours within 5 places, over the last 20 items
+cooccurrence   shares of successors and of neighbors within 5 places, over the last 20 items
 item_knn       cosine of the users who had both items
 content        cosine of item vectors
 
@@ -44,7 +44,7 @@ def successors(train: Sequences) -> sp.csr_matrix:
     return pair_counts(train, 1)
 
 
-def neighbours(train: Sequences, window: int = 5) -> sp.csr_matrix:
+def neighbors(train: Sequences, window: int = 5) -> sp.csr_matrix:
     """float32 [N, N]: how often two items stand within `window` places of each other; symmetric."""
     forward = pair_counts(train, 1)
     for distance in range(2, window + 1):
@@ -108,8 +108,8 @@ def shares(matrix: sp.csr_matrix) -> sp.csr_matrix:
 
 def cooccurrence(train: Sequences, window: int = 5, limit: int = 20) -> Scorer:
     """Sum over the last `limit` items a of 0.7 ** age times the share of i among the successors of
-    a plus its share among the neighbours of a (training-free peer of IIRG)."""
-    matrix = shares(successors(train)) + shares(neighbours(train, window))
+    a plus its share among the neighbors of a (training-free peer of IIRG)."""
+    matrix = shares(successors(train)) + shares(neighbors(train, window))
     return _Items(matrix.astype(np.float32), _ties(train, 1e-6), DECAY, limit)
 
 

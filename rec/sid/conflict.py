@@ -50,14 +50,14 @@ class Resolved(NamedTuple):
 
 
 class _Space(NamedTuple):
-    """Codebooks float32 [L, W, D] and whether residuals are normalised before every level."""
+    """Codebooks float32 [L, W, D] and whether residuals are normalized before every level."""
 
     codebooks: np.ndarray
-    normalise: bool
+    is_normalized: bool
 
     def residual(self, rest: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(residual [..., D], length taken out of it so far [...]) as a level sees them."""
-        if not self.normalise:
+        if not self.is_normalized:
             return rest, scale
         norm = np.maximum(np.linalg.norm(rest, axis=-1), 1e-12)
         return rest / norm[..., None], scale * norm
@@ -162,7 +162,7 @@ def _matching(
         options = candidates(row[None], space, nearest, width)[0]
 
 
-def psid(start: np.ndarray, codebooks: np.ndarray, how: str, normalise: bool) -> Resolved:
+def psid(start: np.ndarray, codebooks: np.ndarray, how: str, is_normalized: bool) -> Resolved:
     """Distinct SIDs without a counter: items whose nearest codes are taken get others (PSID).
 
     Items choose in ascending order of their greedy error, ties by id [our choice, the algorithms
@@ -171,10 +171,10 @@ def psid(start: np.ndarray, codebooks: np.ndarray, how: str, normalise: bool) ->
     residual search: the next nearest code at the deepest level, then one level up, and so on.
 
     Args:
-        start: [N, D], what the first level quantises.
+        start: [N, D], what the first level quantizes.
         codebooks: [L, W, D].
         how: "ecm" or "rrs".
-        normalise: residuals have length 1 before every level; errors are in units of `start`
+        is_normalized: residuals have length 1 before every level; errors are in units of `start`
             all the same.
 
     Raises:
@@ -187,7 +187,7 @@ def psid(start: np.ndarray, codebooks: np.ndarray, how: str, normalise: bool) ->
         )
     if how not in ("ecm", "rrs"):
         raise ValueError(f"how={how!r}: must be 'ecm' or 'rrs'")
-    space = _Space(codebooks, normalise)
+    space = _Space(codebooks, is_normalized)
     greedy = space.greedy(start)
     errors = space.errors(start, greedy)
     _, member, counts = np.unique(greedy, axis=0, return_inverse=True, return_counts=True)

@@ -19,7 +19,7 @@ def moments(x: jax.Array, on: bool) -> dict:
     return {"mean": jnp.mean(x, axis=0), "std": jnp.where(std > 1e-6, std, 1.0)}
 
 
-def standardised(params: dict, x: jax.Array) -> jax.Array:
+def standardize(params: dict, x: jax.Array) -> jax.Array:
     """(x - mean) / std with the moments of the training rows."""
     return (x - params["mean"][None, :]) / params["std"][None, :]
 
@@ -58,8 +58,6 @@ def init_lsh(key: jax.Array, x: jax.Array, cfg: SIDConfig) -> dict:
 def encode_lsh(params: dict, x: jax.Array) -> jax.Array:
     """Bit j of digit l is the side of hyperplane (l, j) (Charikar 2002): [N, D] -> int32 [N, L]."""
     precision = jax.lax.Precision.HIGHEST
-    sides = jnp.einsum(
-        "nd,lbd->nlb", standardised(params, x), params["planes"], precision=precision
-    )
+    sides = jnp.einsum("nd,lbd->nlb", standardize(params, x), params["planes"], precision=precision)
     powers = jnp.asarray(2 ** np.arange(sides.shape[-1]), jnp.int32)
     return jnp.sum((sides > 0) * powers[None, None, :], axis=-1).astype(jnp.int32)

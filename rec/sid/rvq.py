@@ -22,21 +22,21 @@ def loss(centroids: jax.Array, batch: jax.Array, beta: int | float) -> jax.Array
     return jnp.mean(codebook + beta * commitment)
 
 
-def _level_optimiser(cfg: SIDConfig) -> optax.GradientTransformation:
-    return schedule.optimiser(cfg, cfg.steps // cfg.levels)
+def _level_optimizer(cfg: SIDConfig) -> optax.GradientTransformation:
+    return schedule.optimizer(cfg, cfg.steps // cfg.levels)
 
 
 def init(key: jax.Array, x: jax.Array, cfg: SIDConfig) -> dict:
     """State before the first update of x [N, D], with the optimiser state of one level."""
     del key
-    tx = _level_optimiser(cfg)
+    tx = _level_optimizer(cfg)
     return residual.init(cfg, x, lambda centroids: {"opt_state": tx.init(centroids)})
 
 
 def update(state: dict, x: jax.Array, key: jax.Array, cfg: SIDConfig) -> tuple[dict, dict]:
     """One gradient step of the level that is due; every level has a fresh optimiser state, else
     the momentum of a finished level would go on moving it."""
-    tx = _level_optimiser(cfg)
+    tx = _level_optimizer(cfg)
 
     def start(centroids: jax.Array) -> dict:
         return {"opt_state": tx.init(centroids)}

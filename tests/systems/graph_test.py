@@ -277,5 +277,5 @@ def test_regression_learns_its_target_and_knows_the_constant() -> None:
 
 
 def test_metrics_shown_are_metrics_made() -> None:
-    made = metrics.summarise(np.array([1.0, 0.5]), np.array([0.2, 0.7]))
+    made = metrics.summarize(np.array([1.0, 0.5]), np.array([0.2, 0.7]))
     assert {*wiring.SELECTABLE, *wiring.SHOWN} <= set(made)

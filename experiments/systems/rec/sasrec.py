@@ -86,9 +86,9 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         out = wiring.evaluate_ranking(split, ranking, artifacts, parts, eval_config.draws)
         if split == "test":
             unmasked = metrics.ranks(scores, queries.targets)
-            out |= metrics.summarise(unmasked, wiring.KS, "test/", "/unmasked")
+            out |= metrics.summarize(unmasked, wiring.KS, "test/", "/unmasked")
             sampled = metrics.uniform_ranks(scores, queries.targets, queries.history)
-            out |= metrics.summarise(sampled, wiring.KS, "test/", "/uni100")
+            out |= metrics.summarize(sampled, wiring.KS, "test/", "/uni100")
         return out
 
     def answer(state: Mapping[str, Any], history: np.ndarray) -> wiring.Answer:

@@ -120,7 +120,7 @@ def describe(link_data: LinkData) -> dict[str, Any]:
 
 def summarize(pos: np.ndarray, neg: np.ndarray, prefix: str) -> dict[str, float]:
     """Computes the metrics of scores; keys begin with `prefix`."""
-    return {f"{prefix}{name}": value for name, value in metrics.summarise(pos, neg).items()}
+    return {f"{prefix}{name}": value for name, value in metrics.summarize(pos, neg).items()}
 
 
 def choose_options(name: str, graph: CSR) -> dict[str, float]:

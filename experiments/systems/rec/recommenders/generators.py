@@ -249,9 +249,9 @@ class Evaluation:
         if split == "test" and self._eval.exact:
             scores = self.decoder.score_catalogue(params, queries)
             ranks = metrics.ranks(scores, queries.targets, queries.history)
-            out |= metrics.summarise(ranks, wiring.KS, "test/", "/exact")
+            out |= metrics.summarize(ranks, wiring.KS, "test/", "/exact")
             sampled = metrics.uniform_ranks(scores, queries.targets, queries.history)
-            out |= metrics.summarise(sampled, wiring.KS, "test/", "/uni100")
+            out |= metrics.summarize(sampled, wiring.KS, "test/", "/uni100")
         return out
 
     def rank(self, state: Mapping[str, Any], split: str) -> tuple[Ranking, np.ndarray]:
@@ -311,7 +311,7 @@ def summarize_decoded(split: str, queries: Queries, items: np.ndarray) -> dict[s
     """Computes what concerns the lists as decoded: ranks without a mask, invalid and repeated
     items."""
     unmasked = metrics.rank_in_list(items, queries.targets)
-    out = metrics.summarise(unmasked, wiring.KS, f"{split}/", "/unmasked")
+    out = metrics.summarize(unmasked, wiring.KS, f"{split}/", "/unmasked")
     first_ten = np.sort(items[:, :10], axis=1)
     is_repeated = (first_ten[:, 1:] == first_ten[:, :-1]) & (first_ten[:, 1:] >= 0)
     out[f"{split}/invalid@10"] = float((items[:, :10] < 0).mean())

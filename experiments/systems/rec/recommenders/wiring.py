@@ -123,7 +123,7 @@ def prepare(loaded: Loaded, vectors: np.ndarray) -> dict[str, Any]:
     names = baselines.NAMES
     if loaded.law is not None:
         ranks = planted.bayes_ranks(loaded.law, split.test)
-        rows = rows | metrics.summarise(ranks, KS, "bayes/test/")
+        rows = rows | metrics.summarize(ranks, KS, "bayes/test/")
         names = (*names, "bayes")
     print(
         f"{card['name']}: {card['users']:,} users, {card['items']:,} items, "
@@ -217,7 +217,7 @@ def evaluate_ranking(
     queries = ranking.queries
     ranks = ranking.ranks
     first_ten = ranking.items[:, :10]
-    out = metrics.summarise(ranks, KS, f"{side}/")
+    out = metrics.summarize(ranks, KS, f"{side}/")
     out[f"{side}/coverage@10"] = metrics.coverage(first_ten, queries.history.num_items)
     if side != "test":
         return out
