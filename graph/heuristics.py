@@ -188,7 +188,7 @@ def inverse_distance(graph: CSR, pairs: np.ndarray) -> np.ndarray:
 
 
 def largest_eigenvalue(graph: CSR) -> float:
-    """Of the adjacency, 0 for a graph without edges; Katz sums exist for beta below its inverse."""
+    """Computes it of the adjacency, 0 without edges; Katz sums exist for beta below its inverse."""
     if graph.num_nodes <= 64 or not len(graph.indices):
         return float(np.linalg.eigvalsh(adjacency(graph).toarray()).max(initial=0.0))
     start = np.ones(graph.num_nodes)  # has a share in the largest one's vector; makes it repeatable

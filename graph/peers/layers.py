@@ -71,7 +71,7 @@ Graph = Sparse | Dense
 
 
 def sparse(graph: tuples.GraphsTuple) -> Sparse:
-    """Of a GraphsTuple with weights as edges and an array as nodes."""
+    """Reads a GraphsTuple with weights as edges and an array as nodes."""
     ends = jnp.asarray(graph.senders), jnp.asarray(graph.receivers)
     return Sparse(*ends, jnp.asarray(graph.edges), graph.nodes.shape[0])
 

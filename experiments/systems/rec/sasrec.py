@@ -48,6 +48,24 @@ def make_position_rows(train: Sequences, users: np.ndarray, limit: int) -> dict[
     return {"history": history, "mask": mask, "targets": targets}
 
 
+def make_whole_batch(
+    train: Sequences, pairs: Any, exponents: augment.Exponents, limit: int
+) -> dict[str, np.ndarray]:
+    """Makes what the device draws rows from, the same at every step.
+
+    Raises:
+        UserError: no user has a position to learn.
+    """
+    if pairs.pairs != "positions":
+        tables, _ = augment.strategy(train, pairs.pairs, exponents)
+        return wiring.make_pair_batch(tables, pairs.rows)
+    users = np.flatnonzero(train.lengths >= 2)
+    if not len(users):
+        raise UserError("no user has two training items")
+    row = np.arange(pairs.rows, dtype=np.int32)
+    return {"row": row, **make_position_rows(train, users, limit)}
+
+
 def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     """Makes the Experiment of one config.
 
@@ -65,17 +83,9 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     score = jax.jit(functools.partial(sasrec.scores_of, model))
     ranker = Ranker(score, cfg.max_items)
 
-    @functools.cache
-    def whole_batch() -> dict[str, np.ndarray]:
-        train = loaded().split.train
-        if pairs.pairs != "positions":
-            tables, _ = augment.strategy(train, pairs.pairs, exponents)
-            return wiring.make_pair_batch(tables, pairs.rows)
-        users = np.flatnonzero(train.lengths >= 2)
-        if not len(users):
-            raise UserError("no user has two training items")
-        row = np.arange(pairs.rows, dtype=np.int32)
-        return {"row": row, **make_position_rows(train, users, cfg.max_items)}
+    whole_batch = functools.cache(
+        lambda: make_whole_batch(loaded().split.train, pairs, exponents, cfg.max_items)
+    )
 
     def evaluate(state: Mapping[str, Any], split: str) -> dict[str, Any]:
         parts = loaded().split

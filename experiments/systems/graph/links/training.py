@@ -42,17 +42,15 @@ def make_optimizer(cfg: Any) -> optax.GradientTransformation:
     return optax.adamw(cfg.lr, cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay)
 
 
-def make_step(
-    predictor: Predictor,
-    feeder: Callable[[], Feeder],
-    tx: optax.GradientTransformation,
-    microbatches: int,
-    loss_name: str,
-) -> Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[dict, dict]]:
-    """Makes one update: mean of a loss of LOSSES over the links.
+Differentiate = Callable[[Mapping[str, Any], Inputs, jax.Array, jax.Array], Any]
+"""(state, inputs, labels, key) -> (metrics, gradients) of a group of links."""
+
+
+def make_differentiate(predictor: Predictor, microbatches: int, loss_name: str) -> Differentiate:
+    """Makes what differentiates the mean of a loss of LOSSES over a group of links.
 
     Args:
-        microbatches: parts of each group, whose gradients are added up one after the other.
+        microbatches: parts of the group, whose gradients are added up one after the other.
     """
 
     def loss(params: Any, frozen: Any, inputs: Inputs, labels: jax.Array, key: jax.Array) -> Any:
@@ -91,11 +89,22 @@ def make_step(
         total, _ = jax.lax.scan(add_part, zero, (jnp.arange(microbatches), parts))
         return jax.tree.map(lambda leaf: leaf / microbatches, total)
 
+    return differentiate_in_parts
+
+
+def make_step(
+    predictor: Predictor,
+    feeder: Callable[[], Feeder],
+    tx: optax.GradientTransformation,
+    differentiate: Differentiate,
+) -> Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[dict, dict]]:
+    """Makes one update: the mean over groups of links of their gradients."""
+
     def step(state: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[dict, dict]:
         key = jax.random.fold_in(state["key"], state["step"])
         groups = feeder().inputs(batch)
         per_group = [
-            differentiate_in_parts(state, inputs, labels, jax.random.fold_in(key, index))
+            differentiate(state, inputs, labels, jax.random.fold_in(key, index))
             for index, (inputs, labels) in enumerate(groups)
         ]
         metrics, gradients = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *per_group)
@@ -178,9 +187,10 @@ def make_learner(
         }
 
     directed = artifacts["card"]["directed"]
+    differentiate = make_differentiate(predictor, optim.microbatches, loss_name)
     return Learner(
         init=init,
-        step=make_step(predictor, feeder, tx, optim.microbatches, loss_name),
+        step=make_step(predictor, feeder, tx, differentiate),
         batch=lambda step, rows=None: feeder().batch(step, rows),
         scorer=Scorer(predictor, sampling, groups["eval"].batch, directed, whole),
     )
