@@ -45,16 +45,16 @@ def scores(name: str, graph: CSR, pairs: np.ndarray, **options: float | int) -> 
     Raises:
         ValueError: an unknown name, ids out of range, or what `katz` and `ppr` refuse.
     """
-    known: dict[str, Callable[..., np.ndarray]] = {
-        "cn": common_neighbours, "aa": adamic_adar, "ra": resource_allocation,
+    functions: dict[str, Callable[..., np.ndarray]] = {
+        "cn": common_neighbors, "aa": adamic_adar, "ra": resource_allocation,
         "pa": preferential_attachment, "jaccard": jaccard, "spd": inverse_distance,
         "katz": katz, "ppr": ppr,
     }  # fmt: skip
-    if name not in known:
+    if name not in functions:
         raise ValueError(f"heuristic {name!r} is unknown; choose from {', '.join(NAMES)}")
     csr.check_ids(pairs, graph.num_nodes, "pairs")
     flat = pairs.reshape(-1, 2).astype(np.int64)
-    return known[name](graph, flat, **options).reshape(pairs.shape[:-1])
+    return functions[name](graph, flat, **options).reshape(pairs.shape[:-1])
 
 
 def adjacency(graph: CSR) -> sp.csr_array:
@@ -82,14 +82,14 @@ def _shared(graph: CSR, pairs: np.ndarray, weights: np.ndarray) -> np.ndarray:
     plain = adjacency(graph)
     weighted = sp.csr_array((weights[graph.indices], graph.indices, graph.indptr), plain.shape)
     degree = csr.degrees(graph).astype(np.int64)
-    found = np.zeros(len(pairs))
+    totals = np.zeros(len(pairs))
     for part in _slices(degree[pairs].sum(1), CELLS):
         u, v = pairs[part].T
-        found[part] = plain[u].multiply(weighted[v]).sum(axis=1)
-    return found
+        totals[part] = plain[u].multiply(weighted[v]).sum(axis=1)
+    return totals
 
 
-def common_neighbours(graph: CSR, pairs: np.ndarray) -> np.ndarray:
+def common_neighbors(graph: CSR, pairs: np.ndarray) -> np.ndarray:
     """[P]; see the module."""
     return _shared(graph, pairs, np.ones(graph.num_nodes))
 
@@ -115,7 +115,7 @@ def preferential_attachment(graph: CSR, pairs: np.ndarray) -> np.ndarray:
 
 def jaccard(graph: CSR, pairs: np.ndarray) -> np.ndarray:
     """[P]; see the module."""
-    shared = common_neighbours(graph, pairs)
+    shared = common_neighbors(graph, pairs)
     union = csr.degrees(graph).astype(float)[pairs].sum(axis=1) - shared
     return np.divide(shared, union, out=np.zeros(len(pairs)), where=union > 0)
 
@@ -131,15 +131,15 @@ def distances(graph: CSR, pairs: np.ndarray) -> np.ndarray:
     """
     source, target = _sources(pairs)
     nodes, which = np.unique(source, return_inverse=True)
-    found = np.full(len(pairs), np.inf)
+    steps = np.full(len(pairs), np.inf)
     width = max(CELLS // max(len(graph.indices), graph.num_nodes, 1), 1) * 64
     by_source = np.argsort(which, kind="stable")
     bounds = np.searchsorted(which[by_source], np.arange(0, len(nodes) + width, width))
     for at, (low, high) in enumerate(pairwise(bounds)):
         rows = by_source[low:high]
         roots = nodes[at * width : (at + 1) * width]
-        found[rows] = _levels(graph, roots, which[rows] - at * width, target[rows])
-    return found
+        steps[rows] = _levels(graph, roots, which[rows] - at * width, target[rows])
+    return steps
 
 
 def _sources(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -159,12 +159,12 @@ def _levels(graph: CSR, roots: np.ndarray, which: np.ndarray, target: np.ndarray
     filled = np.flatnonzero(csr.degrees(graph))
     starts = graph.indptr[filled]
     word, bit = which // 64, (which % 64).astype(np.uint64)
-    found = np.full(len(which), np.inf)
+    steps = np.full(len(which), np.inf)
     open_, level = np.arange(len(which)), 0
     frontier = reached
     while len(open_):
         hit = (reached[target[open_], word[open_]] >> bit[open_]) & np.uint64(1) > 0
-        found[open_[hit]] = level
+        steps[open_[hit]] = level
         open_ = open_[~hit]
         if not len(open_) or not frontier.any():
             break
@@ -174,7 +174,7 @@ def _levels(graph: CSR, roots: np.ndarray, which: np.ndarray, target: np.ndarray
             grown[filled] = np.bitwise_or.reduceat(frontier[graph.indices], starts, axis=0)
         frontier = grown & ~reached
         reached = reached | frontier
-    return found
+    return steps
 
 
 def inverse_distance(graph: CSR, pairs: np.ndarray) -> np.ndarray:
@@ -188,7 +188,7 @@ def inverse_distance(graph: CSR, pairs: np.ndarray) -> np.ndarray:
 
 
 def largest_eigenvalue(graph: CSR) -> float:
-    """Of the adjacency, 0 for a graph without edges; Katz sums exist for beta below its inverse."""
+    """Computes it of the adjacency, 0 without edges; Katz sums exist for beta below its inverse."""
     if graph.num_nodes <= 64 or not len(graph.indices):
         return float(np.linalg.eigvalsh(adjacency(graph).toarray()).max(initial=0.0))
     start = np.ones(graph.num_nodes)  # has a share in the largest one's vector; makes it repeatable
@@ -217,11 +217,11 @@ def _by_source(
     nodes, which = np.unique(source, return_inverse=True)
     order = np.argsort(which, kind="stable")
     bounds = np.searchsorted(which[order], np.arange(len(nodes) + 1))
-    found = np.zeros(len(pairs))
+    values = np.zeros(len(pairs))
     for part, solved in _columns(graph, nodes, solve):
         rows = order[bounds[part.start] : bounds[min(part.stop, len(nodes))]]
-        found[rows] = solved[target[rows], which[rows] - part.start]
-    return found, source, target
+        values[rows] = solved[target[rows], which[rows] - part.start]
+    return values, source, target
 
 
 def _walks(graph: CSR, beta: float, length: int) -> Callable[[np.ndarray], np.ndarray]:

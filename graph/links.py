@@ -87,15 +87,15 @@ def check(data: LinkData) -> None:
         if len(loops):
             raise ValueError(f"{data.name}: {side} link {links.pos[loops[0]].tolist()} is a loop")
     # Where order counts, the same link the other way round is another link.
-    known = np.flatnonzero(
+    leaked = np.flatnonzero(
         _among(split.test.pos, split.train, data.num_nodes)
         if data.directed
         else csr.contains(graph, split.test.pos)
     )
-    if len(known):
+    if len(leaked):
         raise ValueError(
-            f"{data.name}: test link {split.test.pos[known[0]].tolist()} stands in the training "
-            f"graph, as {len(known)} of {len(split.test.pos)} do: take them out of the graph"
+            f"{data.name}: test link {split.test.pos[leaked[0]].tolist()} stands in the training "
+            f"graph, as {len(leaked)} of {len(split.test.pos)} do: take them out of the graph"
         )
 
 

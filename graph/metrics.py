@@ -100,23 +100,25 @@ def average_precision(pos: np.ndarray, neg: np.ndarray) -> float:
     scores = np.concatenate([pos, neg.ravel()])
     order = np.argsort(-scores, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    found = np.cumsum(order < len(pos))[ends]
-    return float(np.sum(np.diff(found, prepend=0) / len(pos) * found / (ends + 1)))
+    true_positives = np.cumsum(order < len(pos))[ends]
+    return float(
+        np.sum(np.diff(true_positives, prepend=0) / len(pos) * true_positives / (ends + 1))
+    )
 
 
-def summarise(pos: np.ndarray, neg: np.ndarray) -> dict[str, float]:
+def summarize(pos: np.ndarray, neg: np.ndarray) -> dict[str, float]:
     """All metrics of one split, 0 .. 1: auc, ap, mrr, hits@K, and ogb_hits@K where the negatives
     are shared; shapes and errors as of `ranks`."""
     pos, neg = _checked(pos, neg)
     rank = ranks(pos, neg)
-    found = {
+    out = {
         "auc": auc(pos, neg),
         "ap": average_precision(pos, neg),
         "mrr": float(np.mean(1 / rank)),
     } | {f"hits@{k}": float(np.mean(rank <= k)) for k in HITS}
     if neg.ndim == 1:
-        found |= {f"ogb_hits@{k}": ogb_hits(pos, neg, k) for k in OGB_HITS}
-    return found
+        out |= {f"ogb_hits@{k}": ogb_hits(pos, neg, k) for k in OGB_HITS}
+    return out
 
 
 def unique_pairs(

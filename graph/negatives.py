@@ -94,7 +94,7 @@ def _draw(
     seed, epoch = jnp.asarray(seed), jnp.asarray(epoch)
     index = jnp.arange(count, dtype=jnp.uint32)
 
-    def known(graph: device.Graph, u: jax.Array, v: jax.Array) -> jax.Array:
+    def is_edge(graph: device.Graph, u: jax.Array, v: jax.Array) -> jax.Array:
         return device.contains(graph.indptr, graph.indices, graph.steps, u, v)
 
     def turn(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -105,9 +105,9 @@ def _draw(
                 attempt(seed, epoch, index, number[None], graph.num_nodes), (u, v), strict=True
             )
         )
-        bad = (u == v) | known(graph, u, v)
+        bad = (u == v) | is_edge(graph, u, v)
         if avoid is not None:
-            bad |= known(avoid, u, v)
+            bad |= is_edge(avoid, u, v)
         return u, v, bad, number + 1
 
     nothing = jnp.zeros(count, jnp.int32)

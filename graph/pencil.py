@@ -86,8 +86,8 @@ def propagate(scheme: str, tokens: Tokens, z: jax.Array) -> jax.Array:
     "edge_list": nodes keep themselves, tokens of an edge and of the link average its two ends.
     """
     N = tokens.adj.shape[1]
-    real = tokens.valid[..., None].astype(z.dtype)
-    nodes = z[:, :N] * real
+    is_node = tokens.valid[..., None].astype(z.dtype)
+    nodes = z[:, :N] * is_node
     if scheme == "edge_list":
         ends = _at(nodes, tokens.sends) + _at(nodes, tokens.receives)
         link = nodes[:, :1] + nodes[:, 1:2]
@@ -96,7 +96,7 @@ def propagate(scheme: str, tokens: Tokens, z: jax.Array) -> jax.Array:
     wide = jnp.promote_types(z.dtype, jnp.float32)
     total = jnp.einsum("bij,bjd->bid", tokens.adj, nodes, preferred_element_type=wide) + nodes
     weight = tokens.adj.astype(wide).sum(axis=-1, keepdims=True) + 1 + ROW_EPS
-    mixed = (total / weight * real).astype(z.dtype)
+    mixed = (total / weight * is_node).astype(z.dtype)
     if scheme == "full":
         return jnp.concatenate([mixed, _at(mixed, tokens.sends), mixed[:, :1]], axis=1)
     return jnp.concatenate([mixed, mixed[:, :2]], axis=1)
@@ -116,7 +116,7 @@ def embed(cfg: PencilConfig, P: jax.Array, batch: LinkBatch) -> tuple[Tokens, ja
     P = P.astype(cfg.dtype)
     adj, valid = read(batch, cfg.dtype)
     (B, N), S = valid.shape, cfg.slots
-    real = valid[..., None].astype(P.dtype)
+    is_node = valid[..., None].astype(P.dtype)
     first = jnp.broadcast_to(P[None, :N], (B, N, cfg.width))
     flags = P[-2:] if cfg.scheme == "adjacency_row" else P[-3:]
     node, task = (flags[i][None, None] for i in (0, -1))
@@ -124,7 +124,7 @@ def embed(cfg: PencilConfig, P: jax.Array, batch: LinkBatch) -> tuple[Tokens, ja
     if cfg.scheme == "adjacency_row":
         if cfg.adjacency:
             first = first + adj @ P[S : S + N]
-        x = jnp.concatenate([(first + node) * real, first[:, :2] + task], axis=1)
+        x = jnp.concatenate([(first + node) * is_node, first[:, :2] + task], axis=1)
         seen = jnp.pad(valid.astype(jnp.int32), ((0, 0), (0, 2)), constant_values=1)
         return Tokens(adj, valid, seen, empty, empty), x
     sends, receives = edge_slots(adj, cfg.edge_tokens)
@@ -133,12 +133,12 @@ def embed(cfg: PencilConfig, P: jax.Array, batch: LinkBatch) -> tuple[Tokens, ja
     else:
         first = first + adj @ P[S : S + N]
         second = P[None, 2 * S : 2 * S + N] + adj @ P[3 * S : 3 * S + N]
-    known = sends < N
+    is_edge = sends < N
     edges = _at(first, sends) + _at(second, receives)
-    edges = (edges + flags[1][None, None]) * known[..., None].astype(P.dtype)
+    edges = (edges + flags[1][None, None]) * is_edge[..., None].astype(P.dtype)
     link = first[:, :1] + second[:, 1:2] + task
-    x = jnp.concatenate([(first + node) * real, edges, link], axis=1)
-    seen = jnp.concatenate([valid, known, jnp.ones((B, 1), bool)], axis=1)
+    x = jnp.concatenate([(first + node) * is_node, edges, link], axis=1)
+    seen = jnp.concatenate([valid, is_edge, jnp.ones((B, 1), bool)], axis=1)
     return Tokens(adj, valid, seen.astype(jnp.int32), sends, receives), x
 
 
@@ -284,8 +284,8 @@ class Pencil(nn.Module):
         """GELU of a linear map of the features of every token, [B, S, D]. With tokens of edges the
         features of both ends lie side by side, those of nodes in front of zeros."""
         cfg = self.cfg
-        real = tokens.valid[..., None]
-        features = jnp.where(real, features, jnp.zeros((), features.dtype)).astype(cfg.dtype)
+        is_node = tokens.valid[..., None]
+        features = jnp.where(is_node, features, jnp.zeros((), features.dtype)).astype(cfg.dtype)
         if cfg.scheme == "adjacency_row":
             rows = jnp.concatenate([features, features[:, :2]], axis=1)
         else:
@@ -320,8 +320,8 @@ def attention_of(
 ) -> jax.Array:
     """What the last tokens of a link (its two tasks) read of every token in the last layer, mean
     over heads, float32 [B, 2, S]; of absolute values, for signed kinds of attention."""
-    _, found = model.apply(variables, batch, features, mutable=["maps"])
-    maps = jax.tree.leaves(found["maps"])[-1]
+    _, variables_with_maps = model.apply(variables, batch, features, mutable=["maps"])
+    maps = jax.tree.leaves(variables_with_maps["maps"])[-1]
     last = maps[-1] if model.cfg.scan else maps
     return jnp.abs(last.astype(jnp.float32))[:, :, -2:].mean(axis=1)
 

@@ -40,10 +40,10 @@ def batch_np(graphs: Sequence[GraphsTuple]) -> GraphsTuple:
 
 def pad_with_graphs(graph: GraphsTuple, n_node: int, n_edge: int, n_graph: int = 2) -> GraphsTuple:
     """Up to fixed sizes: one graph takes all spare nodes and edges, the rest are empty."""
-    used, held = int(np.sum(graph.n_node)), int(np.sum(graph.n_edge))
-    spare = n_node - used, n_edge - held, n_graph - len(graph.n_node)
+    nodes, edges = int(np.sum(graph.n_node)), int(np.sum(graph.n_edge))
+    spare = n_node - nodes, n_edge - edges, n_graph - len(graph.n_node)
     if spare[0] <= 0 or spare[1] < 0 or spare[2] <= 0:
-        raise RuntimeError(f"{used} nodes, {held} edges, {len(graph.n_node)} graphs do not fit")
+        raise RuntimeError(f"{nodes} nodes, {edges} edges, {len(graph.n_node)} graphs do not fit")
 
     def grow(tree: Any, count: int, value: int = 0) -> Any:
         def wider(x: Any) -> Any:
@@ -58,8 +58,8 @@ def pad_with_graphs(graph: GraphsTuple, n_node: int, n_edge: int, n_graph: int =
     return GraphsTuple(
         nodes=grow(graph.nodes, spare[0]),
         edges=grow(graph.edges, spare[1]),
-        receivers=grow(graph.receivers, spare[1], used),
-        senders=grow(graph.senders, spare[1], used),
+        receivers=grow(graph.receivers, spare[1], nodes),
+        senders=grow(graph.senders, spare[1], nodes),
         globals=grow(graph.globals, spare[2]),
         n_node=total(graph.n_node, spare[0]),
         n_edge=total(graph.n_edge, spare[1]),
@@ -75,14 +75,14 @@ def get_graph_padding_mask(padded: GraphsTuple) -> jax.Array:
 
 def get_node_padding_mask(padded: GraphsTuple) -> jax.Array:
     """bool [nodes]."""
-    real = jnp.where(get_graph_padding_mask(padded), jnp.asarray(padded.n_node), 0).sum()
-    return jnp.arange(jax.tree.leaves(padded.nodes)[0].shape[0]) < real
+    num_nodes = jnp.where(get_graph_padding_mask(padded), jnp.asarray(padded.n_node), 0).sum()
+    return jnp.arange(jax.tree.leaves(padded.nodes)[0].shape[0]) < num_nodes
 
 
 def get_edge_padding_mask(padded: GraphsTuple) -> jax.Array:
     """bool [edges]."""
-    real = jnp.where(get_graph_padding_mask(padded), jnp.asarray(padded.n_edge), 0).sum()
-    return jnp.arange(len(padded.senders)) < real
+    num_edges = jnp.where(get_graph_padding_mask(padded), jnp.asarray(padded.n_edge), 0).sum()
+    return jnp.arange(len(padded.senders)) < num_edges
 
 
 def segment_sum(data: Any, segment_ids: Any, num_segments: int) -> jax.Array:

@@ -124,6 +124,6 @@ def without(graph: GraphsTuple, pairs: Array) -> GraphsTuple:
     start = jnp.zeros(u.shape, jnp.int32), jnp.full(u.shape, E, jnp.int32)
     low, _ = jax.lax.fori_loop(0, E.bit_length() + 1, halve, start)
     at = jnp.minimum(low, E - 1)
-    found = (low < E) & (senders[at] == u) & (receivers[at] == v)
-    weights = jnp.asarray(graph.edges).at[jnp.where(found, at, E)].set(0.0, mode="drop")
+    is_edge = (low < E) & (senders[at] == u) & (receivers[at] == v)
+    weights = jnp.asarray(graph.edges).at[jnp.where(is_edge, at, E)].set(0.0, mode="drop")
     return graph._replace(edges=weights)

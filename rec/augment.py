@@ -236,10 +236,10 @@ def target_shares(train: Sequences, alpha: int | float, beta: int | float) -> np
 def window_shares(train: Sequences) -> np.ndarray:
     """p(target item), float64 [N], of exact windows."""
     pairs = windows(train)
-    found = np.bincount(
+    counts = np.bincount(
         train.items[train.offsets[pairs.users] + pairs.targets], minlength=train.num_items
     )
-    return found / found.sum()
+    return counts / counts.sum()
 
 
 def divergence(wanted: np.ndarray, offered: np.ndarray, epsilon: int | float = 1e-8) -> float:
@@ -247,5 +247,5 @@ def divergence(wanted: np.ndarray, offered: np.ndarray, epsilon: int | float = 1
     `offered` before it is normalised. The constant decides orders, so it belongs to the figure."""
     smooth = (offered + epsilon) / (offered + epsilon).sum()
     wanted = wanted / wanted.sum()
-    real = wanted > 0
-    return float((wanted[real] * np.log(wanted[real] / smooth[real])).sum())
+    occurs = wanted > 0
+    return float((wanted[occurs] * np.log(wanted[occurs] / smooth[occurs])).sum())

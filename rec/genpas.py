@@ -45,12 +45,12 @@ def grid() -> list[Exponents]:
 def histories(items: np.ndarray, mask: np.ndarray, num_items: int) -> scipy.sparse.csr_array:
     """Binary history vectors of unit length, [P, N] sparse, of int [P, T] items."""
     rows = np.repeat(np.arange(len(items)), mask.sum(axis=1))
-    found = scipy.sparse.csr_array(
+    counts = scipy.sparse.csr_array(
         (np.ones(len(rows)), (rows, items[mask])), shape=(len(items), num_items)
     )
-    found.data[:] = 1.0  # an item twice is one
-    norms = np.sqrt(np.asarray(found.sum(axis=1)).ravel())
-    return scipy.sparse.csr_array(found.multiply((1 / np.maximum(norms, 1e-12))[:, None]))
+    counts.data[:] = 1.0  # an item twice is one
+    norms = np.sqrt(np.asarray(counts.sum(axis=1)).ravel())
+    return scipy.sparse.csr_array(counts.multiply((1 / np.maximum(norms, 1e-12))[:, None]))
 
 
 @partial(jax.jit, static_argnames=("longest", "max_items"))
@@ -71,17 +71,17 @@ def ratio(
     longest = int(tables.lengths.max())
     keys = jax.random.split(jax.random.key(seed), DRAWS)
     traced = Exponents(*map(jnp.float32, exponents))  # one program for all configurations
-    found = _draw(keys, tables, traced, longest, max_items)
-    drawn = {k: np.asarray(v) for k, v in found.items()}
+    rows = _draw(keys, tables, traced, longest, max_items)
+    drawn = {k: np.asarray(v) for k, v in rows.items()}
     ours = histories(drawn["items"], drawn["mask"], train.num_items)
     limit = int(valid.history.lengths.max())
     theirs = histories(*newest(valid.history, limit), train.num_items)
     rng = np.random.default_rng([seed, 0x6E9])
     same = _partners(drawn["target"], valid.targets, rng)
-    known = same >= 0
-    if not known.any():
+    has_partner = same >= 0
+    if not has_partner.any():
         return math.nan
-    alignment = float(ours[known].multiply(theirs[same[known]]).sum(axis=1).mean())
+    alignment = float(ours[has_partner].multiply(theirs[same[has_partner]]).sum(axis=1).mean())
     other = rng.integers(len(valid.targets), size=DRAWS)
     apart = valid.targets[other] != drawn["target"]
     discrimination = float(ours[apart].multiply(theirs[other[apart]]).sum(axis=1).mean())
@@ -94,8 +94,8 @@ def _partners(targets: np.ndarray, valid: np.ndarray, rng: np.random.Generator) 
     low = np.searchsorted(valid[order], targets, "left")
     high = np.searchsorted(valid[order], targets, "right")
     pick = low + (rng.random(len(targets)) * (high - low)).astype(np.int64)
-    found = order[np.minimum(pick, len(order) - 1)]
-    return np.where(high > low, found, -1)
+    partner = order[np.minimum(pick, len(order) - 1)]
+    return np.where(high > low, partner, -1)
 
 
 def search(
@@ -122,10 +122,10 @@ def search(
             shares = augment.target_shares(train, alpha, beta)
             kls[alpha, beta] = augment.divergence(wanted, shares, epsilon)
     by_kl = sorted(configurations, key=lambda e: kls[e.alpha, e.beta])
-    kept = max(1, math.ceil(keep * len(by_kl)))
-    judged = [
+    passing = max(1, math.ceil(keep * len(by_kl)))
+    ranked = [
         Ranked(e, kls[e.alpha, e.beta], ratio(train, valid, e, max_items, seed))
-        for e in by_kl[:kept]
+        for e in by_kl[:passing]
     ]
-    judged.sort(key=lambda r: -r.ratio if not math.isnan(r.ratio) else math.inf)
-    return judged + [Ranked(e, kls[e.alpha, e.beta], math.nan) for e in by_kl[kept:]]
+    ranked.sort(key=lambda r: -r.ratio if not math.isnan(r.ratio) else math.inf)
+    return ranked + [Ranked(e, kls[e.alpha, e.beta], math.nan) for e in by_kl[passing:]]

@@ -59,12 +59,12 @@ def top(scores: np.ndarray, k: int, seen: Sequences | None = None) -> np.ndarray
     scores = masked(scores, seen)
     k = min(k, scores.shape[1])
     lowest = np.partition(scores, -k, axis=1)[:, -k]
-    found = np.full((len(scores), k), -1, np.int32)
+    best = np.full((len(scores), k), -1, np.int32)
     for row, (line, bound) in enumerate(zip(scores, lowest, strict=True)):
         items = np.flatnonzero((line >= bound) & (line > -np.inf))
         items = items[np.argsort(-line[items], kind="stable")][:k]
-        found[row, : len(items)] = items
-    return found
+        best[row, : len(items)] = items
+    return best
 
 
 def rank_in_list(
@@ -83,16 +83,16 @@ def rank_in_list(
     """
     valid = items >= 0
     if seen is not None:
-        known = np.zeros((len(items), seen.num_items), bool)
-        known[np.repeat(np.arange(len(items)), seen.lengths), seen.items] = True
-        valid &= ~np.take_along_axis(known, np.maximum(items, 0), 1)
+        is_seen = np.zeros((len(items), seen.num_items), bool)
+        is_seen[np.repeat(np.arange(len(items)), seen.lengths), seen.items] = True
+        valid &= ~np.take_along_axis(is_seen, np.maximum(items, 0), 1)
     hits = (items == targets[:, None]) & valid
     place = np.argmax(hits, axis=1)
     if filter_invalid:
         earlier = np.tril(np.ones((items.shape[1], items.shape[1]), bool), -1)
         repeated = ((items[:, :, None] == items[:, None, :]) & earlier).any(2)
-        kept = np.cumsum(valid & ~repeated, axis=1) - 1
-        place = np.take_along_axis(kept, place[:, None], 1)[:, 0]
+        place_among_valid = np.cumsum(valid & ~repeated, axis=1) - 1
+        place = np.take_along_axis(place_among_valid, place[:, None], 1)[:, 0]
     return np.where(hits.any(1), place, MISSED).astype(np.int32)
 
 
@@ -116,12 +116,12 @@ def uniform_ranks(
         open_[np.repeat(np.arange(len(scores)), seen.lengths), seen.items] = False
     if (open_.sum(1) < num).any():
         raise ValueError(f"fewer than {num} items are left to draw negatives from")
-    found = np.empty(len(scores), np.int32)
+    sampled_ranks = np.empty(len(scores), np.int32)
     for row, (line, target) in enumerate(zip(scores, targets, strict=True)):
         drawn = rng.choice(np.flatnonzero(open_[row]), num, replace=False)
         equal = (line[drawn] == line[target]) & (drawn < target)
-        found[row] = np.sum(line[drawn] > line[target]) + np.sum(equal)
-    return found
+        sampled_ranks[row] = np.sum(line[drawn] > line[target]) + np.sum(equal)
+    return sampled_ranks
 
 
 # ---------------------------------------------------------------------------- values per user
@@ -147,7 +147,7 @@ def coverage(items: np.ndarray, num_items: int) -> float:
     return len(np.unique(items[items >= 0])) / num_items
 
 
-def summarise(
+def summarize(
     ranks: np.ndarray, ks: Sequence[int], prefix: str = "", suffix: str = ""
 ) -> dict[str, float]:
     """Means over users under `<prefix>recall@k<suffix>`, `ndcg@k` and `mrr`.
@@ -184,12 +184,12 @@ def bootstrap(
 
 
 def paired_bootstrap(
-    one: np.ndarray, other: np.ndarray, seed: int = 0, draws: int = 1000, level: float = 0.95
+    ours: np.ndarray, theirs: np.ndarray, seed: int = 0, draws: int = 1000, level: float = 0.95
 ) -> Interval:
-    """Interval of mean(one) - mean(other), the same users being drawn for both."""
-    if one.shape != other.shape:
-        raise ValueError(f"{len(one)} and {len(other)} users: both must answer the same queries")
-    return bootstrap(one - other, seed, draws, level)
+    """Returns the interval of mean(ours) - mean(theirs), the same users being drawn for both."""
+    if ours.shape != theirs.shape:
+        raise ValueError(f"{len(ours)} and {len(theirs)} users: both must answer the same queries")
+    return bootstrap(ours - theirs, seed, draws, level)
 
 
 # ------------------------------------------------------------------------------------- groups
@@ -215,14 +215,14 @@ def by_group(
     ks: Sequence[int],
     prefix: str = "",
 ) -> dict[str, float]:
-    """`summarise` of each group, a bool [Q] mask by name: `<prefix>recall@10/head`, and its share
+    """`summarize` of each group, a bool [Q] mask by name: `<prefix>recall@10/head`, and its share
     of the queries as `<prefix>share/head`. Empty groups have a share alone."""
-    found = {}
+    metrics = {}
     for name, mask in groups.items():
-        found[f"{prefix}share/{name}"] = float(mask.mean())
+        metrics[f"{prefix}share/{name}"] = float(mask.mean())
         if mask.any():
-            found |= summarise(ranks[mask], ks, prefix, f"/{name}")
-    return found
+            metrics |= summarize(ranks[mask], ks, prefix, f"/{name}")
+    return metrics
 
 
 def bucket_groups(counts: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:

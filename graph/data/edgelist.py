@@ -135,8 +135,8 @@ def _table(path: Path, wanted: tuple[str, ...], text: tuple[str, ...]) -> dict[s
         if path.suffix == ".parquet":
             table = parquet.read_table(path)
         else:
-            kept = csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()))
-            table = csv.read_csv(path, convert_options=kept)
+            options = csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()))
+            table = csv.read_csv(path, convert_options=options)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     for column in wanted:

@@ -31,7 +31,7 @@ BATCH = 512  # nodes scored at a time
 def negatives(
     graph: CSR,
     pos: np.ndarray,
-    known: CSR | None = None,
+    excluded: CSR | None = None,
     count: int = 250,
     epsilon: float = 1e-5,
     seed: int = 42,
@@ -39,15 +39,17 @@ def negatives(
     """int32 [P, 2 * count, 2]: first `count` pairs (u, w), then as many (w, v), for pos [P, 2].
 
     Args:
-        graph: what scores are made from (training edges). known: whose neighbours are left out, by
-            default `graph` (HeaRT adds validation edges for the test). epsilon: of the push.
+        graph: what scores are made from (training edges).
+        excluded: whose neighbors are left out, by default `graph` (HeaRT adds validation edges for
+            the test).
+        epsilon: of the push.
 
     Among nodes of one rank the choice is random [our choice]. Both halves may name the same pair.
 
     Raises:
         ValueError: fewer than `count` nodes are left for some end.
     """
-    known = known or graph
+    excluded = excluded or graph
     csr.check_ids(pos, graph.num_nodes, "pos")
     out = np.empty((len(pos), 2 * count, 2), np.int32)
     out[:, :count, 0], out[:, count:, 1] = pos[:, :1], pos[:, 1:]
@@ -62,7 +64,7 @@ def negatives(
         for row, end in np.argwhere((which >= at) & (which < at + BATCH)).tolist():
             i, node = int(which[row, end]) - at, pos[row, end]
             rng = np.random.default_rng([seed, row, end])
-            barred = known.indices[known.indptr[node] : known.indptr[node + 1]]
+            barred = excluded.indices[excluded.indptr[node] : excluded.indptr[node + 1]]
             barred = np.concatenate([barred, pos[row]])
             scored = [_row(allocation, i), _row(rank, i)]
             chosen = _nearest(scored, graph.num_nodes, barred, count, rng)
@@ -91,19 +93,19 @@ def _nearest(
         columns, values = columns[free], values[free]
         ordered = np.sort(-values)
         places[columns] = np.minimum(places[columns], np.searchsorted(ordered, -values) + 1)
-    found = np.flatnonzero(np.isfinite(places))
-    found = found[np.lexsort((rng.random(len(found)), places[found]))][:count]
-    if len(found) < count:
+    nearest = np.flatnonzero(np.isfinite(places))
+    nearest = nearest[np.lexsort((rng.random(len(nearest)), places[nearest]))][:count]
+    if len(nearest) < count:
         rest = np.isinf(places)
         rest[barred] = False
         others = np.flatnonzero(rest)
-        if len(others) < count - len(found):
+        if len(others) < count - len(nearest):
             raise ValueError(
-                f"{count} negatives are wanted for an end that has {len(found) + len(others)} "
+                f"{count} negatives are wanted for an end that has {len(nearest) + len(others)} "
                 "nodes it is not linked to: choose a smaller count"
             )
-        found = np.append(found, rng.choice(others, count - len(found), replace=False))
-    return found
+        nearest = np.append(nearest, rng.choice(others, count - len(nearest), replace=False))
+    return nearest
 
 
 def overlap(ours: np.ndarray, theirs: np.ndarray, num_nodes: int) -> float:
@@ -135,9 +137,9 @@ def main(argv: list[str] | None = None) -> int:
     edges = csr.clean(arrays["train_pos"], num_nodes).edges
     graph = csr.build(edges, num_nodes)
     both = np.concatenate([edges, csr.clean(arrays["valid_pos"], num_nodes).edges])
-    known = csr.build(csr.clean(both, num_nodes).edges, num_nodes)
+    with_valid = csr.build(csr.clean(both, num_nodes).edges, num_nodes)
     epsilon = flags.epsilon or EPSILON.get(flags.name, 1e-5)
-    for side, seen in (("valid", graph), ("test", known)):
+    for side, seen in (("valid", graph), ("test", with_valid)):
         theirs = arrays[f"heart_{side}_neg"]
         ours = negatives(graph, arrays[f"{side}_pos"], seen, theirs.shape[1] // 2, epsilon)
         print(

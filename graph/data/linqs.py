@@ -56,5 +56,5 @@ def read(name: str, root: str | Path) -> Raw:
             edges.append((ids[ends[0]], ids[ends[1]]))
         else:
             dangling += 1
-    found = raw(np.array(edges, np.int64).reshape(-1, 2), len(ids), None, np.stack(rows), list(ids))
-    return found._replace(dropped=found.dropped | {"dangling": dangling})
+    graph = raw(np.array(edges, np.int64).reshape(-1, 2), len(ids), None, np.stack(rows), list(ids))
+    return graph._replace(dropped=graph.dropped | {"dangling": dangling})

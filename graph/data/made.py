@@ -96,7 +96,7 @@ def chung_lu_graph(name: str) -> Raw:
             f"name={name!r}: a Chung-Lu graph is named <nodes>-<edges>-<seed>, e.g. 10000-50000-0"
         )
     nodes, edges, seed = (int(part) for part in parts)
-    found = chung_lu(nodes, edges, seed)
+    edge_list = chung_lu(nodes, edges, seed)
     empty = np.zeros((nodes, 0), np.float32)
     names = [str(i) for i in range(nodes)]
-    return Raw(found, nodes, np.zeros(0), empty, names, {"loops": 0, "duplicates": 0})
+    return Raw(edge_list, nodes, np.zeros(0), empty, names, {"loops": 0, "duplicates": 0})

@@ -139,14 +139,14 @@ def read_split(name: str, root: str | Path, index: int) -> tuple[Arrays, Raw, Pa
         path = maybe(root, f"{name}_splits.npz") or path
         arrays, split_count = checked(load(path), path)
         count = max(count, split_count)
-        found = _split_indices(arrays)
-        if not found:
+        indices = _split_indices(arrays)
+        if not indices:
             raise ValueError(
                 f"{path} has no fixed split (it holds {', '.join(sorted(arrays))}): choose "
                 "split='random', or 'temporal' where edges have times"
             )
-        if index not in found:
-            raise ValueError(f"{path}: split {index} is not there; choose from {found}")
+        if index not in indices:
+            raise ValueError(f"{path}: split {index} is not there; choose from {indices}")
         prefix = f"split{index}_"
         arrays = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
     elif index:

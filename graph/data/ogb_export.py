@@ -42,22 +42,22 @@ def arrays_of(name: str, graph: Mapping[str, Any], sides: Sides) -> dict[str, np
     if name not in NAMES:
         raise ValueError(f"{name!r} is unknown; choose from {', '.join(NAMES)}")
     directed = name == "ogbl-citation2"
-    found = {"num_nodes": np.array(int(graph["num_nodes"])), "directed": np.array(directed)}
+    arrays = {"num_nodes": np.array(int(graph["num_nodes"])), "directed": np.array(directed)}
     for side, links in sides.items():
         pos, neg = _private(links) if directed else _shared(links)
         if name == "ogbl-collab" and side == "train":
             pos = pos[np.asarray(links["year"]).reshape(-1) >= SINCE]
-        found[f"{side}_pos"] = pos
+        arrays[f"{side}_pos"] = pos
         if len(neg):
-            found[f"{side}_neg"] = neg
+            arrays[f"{side}_neg"] = neg
     if name == "ogbl-collab":
-        found["late"] = found["valid_pos"]
-    train, count = found["train_pos"], int(graph["num_nodes"])
-    again = np.isin(_keys(train, count, directed), _keys(found["test_pos"], count, directed))
-    found["train_pos"], found["train_left_out"] = train[~again], np.array(int(again.sum()))
+        arrays["late"] = arrays["valid_pos"]
+    train, count = arrays["train_pos"], int(graph["num_nodes"])
+    again = np.isin(_keys(train, count, directed), _keys(arrays["test_pos"], count, directed))
+    arrays["train_pos"], arrays["train_left_out"] = train[~again], np.array(int(again.sum()))
     if graph.get("node_feat") is not None:
-        found["features"] = np.asarray(graph["node_feat"], np.float32)
-    return found
+        arrays["features"] = np.asarray(graph["node_feat"], np.float32)
+    return arrays
 
 
 def _links(values: Any) -> np.ndarray:

@@ -108,16 +108,22 @@ def _fixed(
             f"format={format!r} has no fixed splits: choose split='random', or 'temporal' where "
             "edges have times"
         )
-    arrays, known, path = npz.read_split(name, root, index)
+    arrays, nodes, path = npz.read_split(name, root, index)
     taken = "heart" if protocol == "heart" and "heart_test_neg" in arrays else "original"
     try:
-        split, dropped = splits.fixed(arrays, known.num_nodes, taken, seed, valid_share)
+        split, dropped = splits.fixed(arrays, nodes.num_nodes, taken, seed, valid_share)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return LinkData(
-        name, known.num_nodes, split, known.features, known.names, protocol, dropped,
+        name,
+        nodes.num_nodes,
+        split,
+        nodes.features,
+        nodes.names,
+        protocol,
+        dropped,
         bool(arrays.get("directed", False)),
-    )  # fmt: skip
+    )
 
 
 def _made(
@@ -137,9 +143,9 @@ def _hardened(split: Split, num_nodes: int, hard: int, epsilon: float) -> Split:
     links too."""
     graph = csr.build(split.graph, num_nodes)
     seen = csr.clean(np.concatenate([split.graph, split.valid.pos]), num_nodes).edges
-    known = csr.build(seen, num_nodes)
+    with_valid = csr.build(seen, num_nodes)
     valid, test = (
         links._replace(neg=heart.negatives(graph, links.pos, without, hard, epsilon))
-        for links, without in ((split.valid, graph), (split.test, known))
+        for links, without in ((split.valid, graph), (split.test, with_valid))
     )
     return split._replace(valid=valid, test=test)

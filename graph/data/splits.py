@@ -58,14 +58,14 @@ def non_edges(
             f"{count} pairs without an edge are wanted, a graph of {num_nodes} nodes and "
             f"{len(edges)} edges has {total}: choose smaller shares, or a sparser graph"
         )
-    kept = np.zeros(0, np.int64)
-    while len(kept) < count:
-        drawn = rng.integers(0, num_nodes, (count - len(kept) + 64, 2), np.int32)
+    distinct = np.zeros(0, np.int64)
+    while len(distinct) < count:
+        drawn = rng.integers(0, num_nodes, (count - len(distinct) + 64, 2), np.int32)
         keys = _keys(drawn, num_nodes)[drawn[:, 0] != drawn[:, 1]]
         keys = keys[~_found(taken, keys) & ~_found(barred, keys)]
-        both = np.concatenate([kept, keys])
-        kept = both[np.sort(np.unique(both, return_index=True)[1])][:count]
-    return np.stack(np.divmod(kept, max(num_nodes, 1)), axis=1).astype(np.int32)
+        both = np.concatenate([distinct, keys])
+        distinct = both[np.sort(np.unique(both, return_index=True)[1])][:count]
+    return np.stack(np.divmod(distinct, max(num_nodes, 1)), axis=1).astype(np.int32)
 
 
 def _shares(total: int, valid_share: float, test_share: float) -> tuple[int, int]:
@@ -83,7 +83,7 @@ def _shares(total: int, valid_share: float, test_share: float) -> tuple[int, int
     return valid, test
 
 
-def _labelled(edges: np.ndarray, label: np.ndarray, num_nodes: int, seed: int) -> Split:
+def _labeled(edges: np.ndarray, label: np.ndarray, num_nodes: int, seed: int) -> Split:
     """Split of edges by label 0 train, 1 valid, 2 test; negatives avoid every edge."""
     valid, test = edges[label == 1], edges[label == 2]
     rng = np.random.default_rng([seed, 0x4E])
@@ -107,7 +107,7 @@ def random(
     label = np.zeros(len(edges), np.int8)
     label[drawn[:valid]], label[drawn[valid:]] = 1, 2
     del drawn
-    return _labelled(edges, label, num_nodes, seed)
+    return _labeled(edges, label, num_nodes, seed)
 
 
 def temporal(
@@ -136,7 +136,7 @@ def temporal(
             f"a split by time would leave {counts[0]} train, {counts[1]} valid and {counts[2]} "
             f"test edges: {len(np.unique(times))} distinct times are too few for these shares"
         )
-    return _labelled(edges, label, num_nodes, seed)
+    return _labeled(edges, label, num_nodes, seed)
 
 
 def fixed(
@@ -190,6 +190,8 @@ def _held_out(
             f"valid_share={valid_share} of {len(train)} training links leaves an empty split"
         )
     rng = np.random.default_rng([seed, 0x7A])
-    held = np.zeros(len(train), bool)
-    held[rng.permutation(len(train))[:count]] = True
-    return train[~held], Links(train[held], non_edges(graph, num_nodes, count, rng, train_neg))
+    is_valid = np.zeros(len(train), bool)
+    is_valid[rng.permutation(len(train))[:count]] = True
+    return train[~is_valid], Links(
+        train[is_valid], non_edges(graph, num_nodes, count, rng, train_neg)
+    )

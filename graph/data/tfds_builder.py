@@ -46,13 +46,13 @@ def arrays_of(data: LinkData) -> dict[str, np.ndarray]:
         "own_names": not numbers, "num_features": data.features.shape[1],
         "shapes": {name: list(_pairs(split, name).shape) for name in PAIRS},
     }  # fmt: skip
-    found = {"about": _bytes(json.dumps(about)), "indptr": graph.indptr, "indices": graph.indices}
+    example = {"about": _bytes(json.dumps(about)), "indptr": graph.indptr, "indices": graph.indices}
     if own_train:
-        found["train"] = split.train
-    found |= {name: _pairs(split, name) for name in PAIRS} | {"features": data.features}
+        example["train"] = split.train
+    example |= {name: _pairs(split, name) for name in PAIRS} | {"features": data.features}
     if not numbers:
-        found["names"] = _bytes(json.dumps(data.names))
-    return {name: array for name, array in found.items() if array.size}
+        example["names"] = _bytes(json.dumps(data.names))
+    return {name: array for name, array in example.items() if array.size}
 
 
 def _pairs(split: Split, name: str) -> np.ndarray:

@@ -36,9 +36,9 @@ class Sparse(NamedTuple):
     def attend(self, receive: jax.Array, send: jax.Array, x: jax.Array) -> jax.Array:
         """Sum of x [V, H, D] over neighbours and the node itself, weighed by a softmax of
         leaky_relu(receive_i + send_j), both [V, H]."""
-        own = jnp.arange(self.num_nodes, dtype=self.senders.dtype)
-        senders = jnp.concatenate([self.senders, own])
-        receivers = jnp.concatenate([self.receivers, own])
+        self_loops = jnp.arange(self.num_nodes, dtype=self.senders.dtype)
+        senders = jnp.concatenate([self.senders, self_loops])
+        receivers = jnp.concatenate([self.receivers, self_loops])
         there = jnp.concatenate([self.weights, jnp.ones(self.num_nodes)]) > 0
         scores = jax.nn.leaky_relu(receive[receivers] + send[senders], SLOPE)
         scores = jnp.where(there[:, None], scores, MASKED)
@@ -71,7 +71,7 @@ Graph = Sparse | Dense
 
 
 def sparse(graph: tuples.GraphsTuple) -> Sparse:
-    """Of a GraphsTuple with weights as edges and an array as nodes."""
+    """Reads a GraphsTuple with weights as edges and an array as nodes."""
     ends = jnp.asarray(graph.senders), jnp.asarray(graph.receivers)
     return Sparse(*ends, jnp.asarray(graph.edges), graph.nodes.shape[0])
 

@@ -53,8 +53,8 @@ class Propagation(nn.Module):
         cfg, V = self.cfg, graph.nodes.shape[0]
         first = self.param("nodes", nn.initializers.orthogonal(), (V, cfg.width))
         if cfg.features:
-            known = nn.Dense(cfg.width, use_bias=False, name="features")
-            first = first + known(jnp.asarray(graph.nodes))
+            feature_layer = nn.Dense(cfg.width, use_bias=False, name="features")
+            first = first + feature_layer(jnp.asarray(graph.nodes))
         h = first
         for index in range(cfg.layers):
             step = layers.GCN(cfg.width, bias=False, name=f"conv_{index}")

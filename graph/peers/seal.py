@@ -24,19 +24,19 @@ def distances(adj: jax.Array, root: int, avoid: int | None = None) -> jax.Array:
     """
     B, N = adj.shape[:2]
     if avoid is not None:
-        kept = (jnp.arange(N) != avoid).astype(adj.dtype)
-        adj = adj * kept[None, :, None] * kept[None, None, :]
+        stays = (jnp.arange(N) != avoid).astype(adj.dtype)
+        adj = adj * stays[None, :, None] * stays[None, None, :]
     start = jnp.full((B, N), N, jnp.int32).at[:, root].set(0)
 
     def grow(state: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        found, frontier, step = state
+        distance, frontier, step = state
         near = jnp.einsum("bn,bnm->bm", frontier.astype(adj.dtype), adj) > 0
-        fresh = near & (found == N)
-        return jnp.where(fresh, step + 1, found), fresh, step + 1
+        fresh = near & (distance == N)
+        return jnp.where(fresh, step + 1, distance), fresh, step + 1
 
     begin = (start, start == 0, jnp.int32(0))
-    found, _, _ = jax.lax.while_loop(lambda state: state[1].any(), grow, begin)
-    return found
+    distance, _, _ = jax.lax.while_loop(lambda state: state[1].any(), grow, begin)
+    return distance
 
 
 def drnl(adj: jax.Array, valid: jax.Array) -> jax.Array:
@@ -87,6 +87,6 @@ class SEAL(nn.Module):
         if cfg.pooling == "roots":
             pooled = h[:, 0] * h[:, 1]
         else:
-            real = valid[..., None].astype(h.dtype)
-            pooled = (h * real).sum(axis=1) / real.sum(axis=1)
+            is_node = valid[..., None].astype(h.dtype)
+            pooled = (h * is_node).sum(axis=1) / is_node.sum(axis=1)
         return layers.MLP(cfg.width, 2, cfg.dropout, name="head")(pooled, deterministic)

@@ -66,8 +66,12 @@ def place(
         mine = np.flatnonzero(which == bucket)
         for at in range(0, len(mine), rows):
             index = mine[at : at + rows]
-            real = np.arange(rows) < len(index)
-            yield size, index[np.minimum(np.arange(rows), len(index) - 1)], real.astype(np.float32)
+            is_link = np.arange(rows) < len(index)
+            yield (
+                size,
+                index[np.minimum(np.arange(rows), len(index) - 1)],
+                is_link.astype(np.float32),
+            )
 
 
 def group(batch: LinkBatch, sizes: Sequence[int], rows: int) -> list[Bucket]:
@@ -76,8 +80,8 @@ def group(batch: LinkBatch, sizes: Sequence[int], rows: int) -> list[Bucket]:
     Raises:
         ValueError: see `place`.
     """
-    found = []
+    buckets = []
     for size, index, weight in place(np.asarray(batch.n), sizes, rows):
-        some = LinkBatch(*(np.asarray(x)[index] for x in batch))
-        found.append(Bucket(repad(some, size), index, weight))
-    return found
+        links = LinkBatch(*(np.asarray(x)[index] for x in batch))
+        buckets.append(Bucket(repad(links, size), index, weight))
+    return buckets

@@ -57,7 +57,7 @@ class Graph:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of a row, each [R]: node int32, -1 for none; banned int32, a neighbour that
+    """What is asked of a row, each [R]: node int32, -1 for none; banned int32, a neighbor that
     does not count, or -1; key: two uint32 words; base: int32, position of the first child."""
 
     node: jax.Array
@@ -141,7 +141,7 @@ def sample(
 def _sample(
     graph: Graph, pairs: jax.Array, seed: Any, epoch: Any, *, config: SampleConfig, slots: Slots
 ) -> LinkBatch:
-    rows = functools.partial(neighbours, graph.indptr, graph.indices, graph.steps, config.fanout)
+    rows = functools.partial(neighbors, graph.indptr, graph.indices, graph.steps, config.fanout)
     if graph.dense is None:
         edges = functools.partial(contains, graph.indptr, graph.indices, graph.steps)
     else:
@@ -159,7 +159,7 @@ def _sample(
 
 def walk(pairs: jax.Array, key: draws.Key, config: SampleConfig, rows: Rows) -> jax.Array:
     """ids int32 [B, P] of all places of two full trees level by level, -1 where empty."""
-    node, start, found = pairs, 0, [pairs]
+    node, start, levels_walked = pairs, 0, [pairs]
     s, t = pairs[:, :1], pairs[:, 1:]
     for hop in range(config.hops):
         width = node.shape[1]
@@ -172,8 +172,8 @@ def walk(pairs: jax.Array, key: draws.Key, config: SampleConfig, rows: Rows) -> 
         words_of = (flat(key[0][:, None]), flat(key[1][:, None]))
         asked = Request(node.reshape(-1), banned.reshape(-1), words_of, flat(base[None]))
         node, start = rows(asked).reshape(len(pairs), width * config.fanout), below
-        found.append(node)
-    return jnp.concatenate(found, 1)
+        levels_walked.append(node)
+    return jnp.concatenate(levels_walked, 1)
 
 
 def lower_bound(
@@ -193,7 +193,7 @@ def lower_bound(
 def contains(
     indptr: jax.Array, indices: jax.Array, steps: int, i: jax.Array, j: jax.Array
 ) -> jax.Array:
-    """Whether i and j, int32 [R], are neighbours, bool [R]; ids below 0 are nobody's."""
+    """Whether i and j, int32 [R], are neighbors, bool [R]; ids below 0 are nobody's."""
     row = jnp.maximum(i, 0)
     high = indptr[row + 1]
     at = lower_bound(indices, indptr[row], high, j, steps)
@@ -209,11 +209,11 @@ def contains_dense(dense: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
     return (bit == 1) & (i >= 0) & (j >= 0)
 
 
-def neighbours(
+def neighbors(
     indptr: jax.Array, indices: jax.Array, steps: int, fanout: int, asked: Request
 ) -> jax.Array:
-    """int32 [R, fanout]: all neighbours of rows of at most `fanout`, -1 after the last; else
-    Floyd's draws without replacement, [R, fanout]. The banned neighbour does not count as one."""
+    """int32 [R, fanout]: all neighbors of rows of at most `fanout`, -1 after the last; else
+    Floyd's draws without replacement, [R, fanout]. The banned neighbor does not count as one."""
     row = jnp.maximum(asked.node, 0)
     begin, end = indptr[row], indptr[row + 1]
     at = lower_bound(indices, begin, end, asked.banned, steps)
@@ -235,8 +235,8 @@ def neighbours(
     chosen = lax.fori_loop(1, fanout, step, drawn)
     chosen = jnp.where((degree <= fanout)[:, None], child[None], chosen)
     place = begin[:, None] + chosen + (has[:, None] & (chosen >= (at - begin)[:, None]))
-    found = indices[jnp.clip(place, 0, len(indices) - 1)]
-    return jnp.where(child[None] < degree[:, None], found, -1)
+    chosen_nodes = indices[jnp.clip(place, 0, len(indices) - 1)]
+    return jnp.where(child[None] < degree[:, None], chosen_nodes, -1)
 
 
 def pick(
@@ -285,6 +285,6 @@ def adjacency(ids: jax.Array, edges: Edges) -> jax.Array:
     """uint32 [B, N, ceil(N / 32)], edges among ids [B, N], none between the roots."""
     links, size = ids.shape
     i, j, cell = triangle(size)
-    found = edges(ids[:, i].reshape(-1), ids[:, j].reshape(-1)).reshape(links, len(i))
-    found = jnp.concatenate([found, jnp.zeros((links, 1), bool)], 1)
-    return pack(found[:, cell])
+    is_edge = edges(ids[:, i].reshape(-1), ids[:, j].reshape(-1)).reshape(links, len(i))
+    is_edge = jnp.concatenate([is_edge, jnp.zeros((links, 1), bool)], 1)
+    return pack(is_edge[:, cell])

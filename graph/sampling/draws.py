@@ -48,9 +48,9 @@ def below(bits: Array, bound: Array) -> Array:
 
 def stream(seed: Any, epoch: Any, purpose: int) -> Key:
     """Key [1] of a purpose. seed, epoch: uint32 scalars (`word`), NumPy or traced."""
-    one = (seed.reshape(1), epoch.reshape(1))
-    zero = one[0] ^ one[0]
-    return threefry(one, (zero + np.uint32(purpose), zero))
+    words = (seed.reshape(1), epoch.reshape(1))
+    zero = words[0] ^ words[0]
+    return threefry(words, (zero + np.uint32(purpose), zero))
 
 
 def word(value: Any, what: str) -> Any:

@@ -2,7 +2,7 @@
 """Subgraphs of many links at once in NumPy.
 
 Work is cut into chunks of links whose arrays stay in the cache; threads take chunks, or whole
-batches (`load`), and NumPy lets go of the interpreter in between. Which neighbours, slots and bits
+batches (`load`), and NumPy lets go of the interpreter in between. Which neighbors, slots and bits
 come out is the device's (`graph.sampling.device`) word for word.
 
 Edges among the tokens of a link are found from the end of lower degree: rows of at most `reach`
@@ -130,17 +130,17 @@ def bucketed(
         draw(graph, pairs[at : at + CHUNK], seed, epoch, config, slots)
         for at in range(0, len(pairs), CHUNK)
     )
-    found = []
+    buckets = []
     for size, index, weight in place(np.diff(tokens.start), config.sizes, rows):
         batch = empty(len(index), size)
-        real = int(weight.sum())
-        for at in range(0, real, CHUNK):
-            part = slice(at, min(at + CHUNK, real))
+        num_links = int(weight.sum())
+        for at in range(0, num_links, CHUNK):
+            part = slice(at, min(at + CHUNK, num_links))
             fill(graph, take(tokens, index[part]), LinkBatch(*(x[part] for x in batch)))
         for x in batch:
-            x[real:] = x[real - 1]
-        found.append(Bucket(batch, index, weight))
-    return found
+            x[num_links:] = x[num_links - 1]
+        buckets.append(Bucket(batch, index, weight))
+    return buckets
 
 
 def load(
@@ -165,14 +165,14 @@ def load(
     if workers < 1 or depth < 1:
         raise ValueError(f"workers={workers}, depth={depth}: must be at least 1")
 
-    def one(pairs: np.ndarray) -> LinkBatch:
-        return sample(graph, pairs, seed, epoch, config, slots=slots, tight=tight)
+    def sample_batch(link_pairs: np.ndarray) -> LinkBatch:
+        return sample(graph, link_pairs, seed, epoch, config, slots=slots, tight=tight)
 
     waiting: deque[Future[LinkBatch]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for pairs in batches:
-                waiting.append(pool.submit(one, pairs))
+                waiting.append(pool.submit(sample_batch, pairs))
                 if len(waiting) > depth:
                     yield waiting.popleft().result()
             while waiting:
@@ -239,8 +239,8 @@ def draw(
     count = np.bincount(link, minlength=len(pairs))
     dropped = np.maximum(count - config.size, 0)
     if dropped.any():
-        kept = _under_cap(link, position, count, key, config)
-        link, position, node = link[kept], position[kept], node[kept]
+        under_cap = _under_cap(link, position, count, key, config)
+        link, position, node = link[under_cap], position[under_cap], node[under_cap]
         count = count - dropped
     if slots == "random":
         priority = _words(key, link, position, draws.DRAW)[1]
@@ -258,7 +258,7 @@ def _walk(
     level by level, roots 0 and 1."""
     link, position = np.divmod(np.arange(2 * len(pairs)), 2)
     node = pairs.reshape(-1)
-    found = [(link, position, node)]
+    levels_walked = [(link, position, node)]
     start = 0
     for hop in range(config.hops):
         below = start + 2 * config.fanout**hop
@@ -267,14 +267,14 @@ def _walk(
         if not config.reference_order:
             banned = np.where(node == pairs[link, 0], pairs[link, 1], banned)
             banned = np.where(node == pairs[link, 1], pairs[link, 0], banned)
-        row, child, node = _neighbours(graph, node, banned, key, link, base, config.fanout)
+        row, child, node = _neighbors(graph, node, banned, key, link, base, config.fanout)
         link, position, start = link[row], base[row] + child, below
-        found.append((link, position, node))
-    links, positions, nodes = (np.concatenate(part) for part in zip(*found, strict=True))
+        levels_walked.append((link, position, node))
+    links, positions, nodes = (np.concatenate(part) for part in zip(*levels_walked, strict=True))
     return links, positions, nodes
 
 
-def _neighbours(
+def _neighbors(
     graph: Graph,
     node: np.ndarray,
     banned: np.ndarray,
@@ -283,29 +283,29 @@ def _neighbours(
     base: np.ndarray,
     fanout: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(row, child 0 .. fanout - 1, neighbour): all neighbours of rows of at most `fanout`, else
-    Floyd's draws without replacement; the banned neighbour does not count as one."""
+    """(row, child 0 .. fanout - 1, neighbor): all neighbors of rows of at most `fanout`, else
+    Floyd's draws without replacement; the banned neighbor does not count as one."""
     indptr, indices = graph.csr
     begin, degree = indptr[node].astype(np.int64), graph.degrees[node].astype(np.int64)
     skip = np.full(len(node), np.iinfo(np.int64).max)
-    some = np.flatnonzero(banned >= 0)
-    if len(some):
-        at = _lower_bound(graph.csr, node[some], banned[some])
-        has = (at < indptr[node[some] + 1]) & (
-            indices[np.minimum(at, len(indices) - 1)] == banned[some] if len(indices) else False
+    with_ban = np.flatnonzero(banned >= 0)
+    if len(with_ban):
+        at = _lower_bound(graph.csr, node[with_ban], banned[with_ban])
+        has = (at < indptr[node[with_ban] + 1]) & (
+            indices[np.minimum(at, len(indices) - 1)] == banned[with_ban] if len(indices) else False
         )
-        some, at = some[has], at[has]
-        skip[some] = at - begin[some]
-        degree[some] -= 1
-    few, many = np.flatnonzero(degree <= fanout), np.flatnonzero(degree > fanout)
-    row = np.repeat(few, degree[few])
-    ends = np.cumsum(degree[few])
-    child = np.arange(len(row)) - np.repeat(ends - degree[few], degree[few])
+        with_ban, at = with_ban[has], at[has]
+        skip[with_ban] = at - begin[with_ban]
+        degree[with_ban] -= 1
+    read_whole, drawn_from = np.flatnonzero(degree <= fanout), np.flatnonzero(degree > fanout)
+    row = np.repeat(read_whole, degree[read_whole])
+    ends = np.cumsum(degree[read_whole])
+    child = np.arange(len(row)) - np.repeat(ends - degree[read_whole], degree[read_whole])
     local = child
-    if len(many):
-        chosen = _floyd(key, link[many], base[many], degree[many], fanout)
-        row = np.concatenate([row, np.repeat(many, fanout)])
-        child = np.concatenate([child, np.tile(np.arange(fanout), len(many))])
+    if len(drawn_from):
+        chosen = _floyd(key, link[drawn_from], base[drawn_from], degree[drawn_from], fanout)
+        row = np.concatenate([row, np.repeat(drawn_from, fanout)])
+        child = np.concatenate([child, np.tile(np.arange(fanout), len(drawn_from))])
         local = np.concatenate([local, chosen.reshape(-1)])
     local = local + (local >= skip[row])
     return row, child, indices[begin[row] + local].astype(np.int64)
@@ -366,14 +366,14 @@ def _under_cap(
 ) -> np.ndarray:
     """bool per token: roots, then samples of the first hop and so on, each hop uniformly."""
     over = np.flatnonzero((count > config.size)[link])
-    mine, place = link[over], position[over]
+    over_link, place = link[over], position[over]
     rank = np.searchsorted(levels(config.hops, config.fanout), place, side="right")
     many = np.where(count > config.size, count, 0)
-    order = _order(mine, rank, _words(key, mine, place, draws.KEEP)[0], many)
-    kept = np.ones(len(link), bool)
-    late = np.arange(len(over)) - (np.cumsum(many) - many)[mine] >= config.size
-    kept[over[order[late]]] = False
-    return kept
+    order = _order(over_link, rank, _words(key, over_link, place, draws.KEEP)[0], many)
+    stays = np.ones(len(link), bool)
+    late = np.arange(len(over)) - (np.cumsum(many) - many)[over_link] >= config.size
+    stays[over[order[late]]] = False
+    return stays
 
 
 def fill(graph: Graph, tokens: Tokens, out: LinkBatch) -> None:
@@ -396,7 +396,7 @@ def fill(graph: Graph, tokens: Tokens, out: LinkBatch) -> None:
 def _edges(
     graph: Graph, tokens: Tokens, link: np.ndarray, slot: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(token, slot of a neighbour in the same link) of induced edges, both ways, but not those
+    """(token, slot of a neighbor in the same link) of induced edges, both ways, but not those
     between two hubs."""
     hub = graph.hub[tokens.node]
     bits = graph.csr.num_nodes.bit_length()
@@ -412,9 +412,9 @@ def _edges(
             continue
         part, start = slice(at, stop), int(ends[at] - degree[at])
         row = np.repeat(np.arange(at, stop), degree[part])
-        neighbour = graph.csr.indices[begin[row] + np.arange(start, start + len(row))]
+        neighbor = graph.csr.indices[begin[row] + np.arange(start, start + len(row))]
         row = low[row]
-        other = _find(table, (link[row] << bits) | neighbour)
+        other = _find(table, (link[row] << bits) | neighbor)
         hit = np.flatnonzero(other >= 0)
         row, other = row[hit], other[hit]
         yield row, slot[other]
@@ -436,15 +436,15 @@ def _hub_bits(graph: Graph, tokens: Tokens, out: LinkBatch) -> None:
     while at < len(order):  # links of about the same size go together
         wide = 32 * words(int(count[order[at]]))
         stop = int(np.searchsorted(count[order], wide, side="right"))
-        some = order[at : min(stop, at + max(1, READ // wide**2))]
-        at += len(some)
+        group = order[at : min(stop, at + max(1, READ // wide**2))]
+        at += len(group)
         place = np.arange(wide)
-        token = np.minimum(tokens.start[some][:, None] + place, len(hub) - 1)
-        rank = np.where(place < count[some][:, None], hub[token], nobody)
+        token = np.minimum(tokens.start[group][:, None] + place, len(hub) - 1)
+        rank = np.where(place < count[group][:, None], hub[token], nobody)
         edge = dense.take((rank * (nobody + 1))[:, :, None] + rank[:, None, :])
         bits = np.packbits(edge, axis=2, bitorder="little").view("<u4")
         rows = min(wide, out.adj_bits.shape[1])
-        out.adj_bits[some, :rows, : wide // 32] = bits[:, :rows]
+        out.adj_bits[group, :rows, : wide // 32] = bits[:, :rows]
 
 
 class _Level(NamedTuple):
@@ -476,13 +476,13 @@ def _hash(level: _Level, keys: np.ndarray) -> np.ndarray:
 def _find(table: tuple[np.ndarray, list[_Level]], queries: np.ndarray) -> np.ndarray:
     """Index int32 of each query among the keys, -1 where it is none of them."""
     keys, levels = table
-    found = np.full(len(queries), -1, np.int32)
-    asked = np.arange(len(queries))
+    index = np.full(len(queries), -1, np.int32)
+    query = np.arange(len(queries))
     for level in levels:
         token = level.token[_hash(level, queries)]
-        some = np.flatnonzero(token >= 0)  # an empty place: no level holds the key
-        token, asked, queries = token[some], asked[some], queries[some]
+        occupied = np.flatnonzero(token >= 0)  # an empty place: no level holds the key
+        token, query, queries = token[occupied], query[occupied], queries[occupied]
         equal = keys[token] == queries
-        found[asked[equal]] = token[equal]
-        asked, queries = asked[~equal], queries[~equal]
-    return found
+        index[query[equal]] = token[equal]
+        query, queries = query[~equal], queries[~equal]
+    return index

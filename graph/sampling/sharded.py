@@ -29,7 +29,7 @@ from graph.sampling.device import (
     adjacency,
     check_entries,
     contains,
-    neighbours,
+    neighbors,
     pick,
     steps_for,
     walk,
@@ -189,7 +189,7 @@ def _local(
 
     def draw(asked: Request) -> jax.Array:
         mine = dataclasses.replace(asked, node=here(asked.node))
-        return neighbours(*rows, config.fanout, mine)
+        return neighbors(*rows, config.fanout, mine)
 
     def check(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
         return contains(*rows, here(pair[0]), pair[1])[:, None].astype(jnp.int32)
@@ -197,9 +197,9 @@ def _local(
     walked = []
 
     def remote_rows(asked: Request) -> jax.Array:
-        found, retries = ask(asked, asked.node, draw, config.fanout)
+        rows_of_nodes, retries = ask(asked, asked.node, draw, config.fanout)
         walked.append(retries)
-        return found
+        return rows_of_nodes
 
     key = draws.link_keys(seed, epoch, pairs)
     ids, n, dropped = pick(walk(pairs, key, config, remote_rows), key, config, slots)
@@ -209,9 +209,9 @@ def _local(
 
         def remote_edges(i: jax.Array, j: jax.Array) -> jax.Array:
             asked = jnp.where(j >= 0, i, -1)
-            found, again = ask((asked, j), asked, check, 1)
+            is_edge, again = ask((asked, j), asked, check, 1)
             more.append(again)
-            return found[:, 0] == 1
+            return is_edge[:, 0] == 1
 
         bits = adjacency(ids, remote_edges)
         return sum(more, retries), bits
@@ -250,11 +250,11 @@ def exchange(
 
     def send(values: jax.Array, index: jax.Array) -> jax.Array:
         """[devices * capacity] of what the others ask of this device."""
-        found = values.at[index].get(mode="fill")
-        return travel(found.reshape(devices, capacity)).reshape(-1)
+        outgoing = values.at[index].get(mode="fill")
+        return travel(outgoing.reshape(devices, capacity)).reshape(-1)
 
     def turn(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        owner, found, rounds, _ = state
+        owner, answered, rounds, _ = state
         asked, index = lax.sort((owner, place), num_keys=1, is_stable=True)
         rank = place - jnp.searchsorted(asked, asked, side="left").astype(jnp.int32)
         slot = jnp.where((asked < devices) & (rank < capacity), asked * capacity + rank, -1)
@@ -262,13 +262,13 @@ def exchange(
         index = jnp.full(devices * capacity, count, jnp.int32).at[slot].set(index, mode="drop")
         answers = answer(jax.tree.map(lambda x: send(x, index), requests))
         back = travel(answers.reshape(devices, capacity, width)).reshape(-1, width)
-        found = found.at[index].set(back, mode="drop")
+        answered = answered.at[index].set(back, mode="drop")
         owner = owner.at[index].set(devices, mode="drop")
-        return owner, found, rounds + 1, left(owner)
+        return owner, answered, rounds + 1, left(owner)
 
     def left(owner: jax.Array) -> jax.Array:
         return lax.psum((owner < devices).any().astype(jnp.int32), axes)
 
     state = (owner, jnp.full((count, width), -1, jnp.int32), jnp.int32(0), left(owner))
-    _, found, rounds, _ = lax.while_loop(lambda state: state[3] > 0, turn, state)
-    return found, jnp.maximum(rounds - 1, 0)
+    _, answered, rounds, _ = lax.while_loop(lambda state: state[3] > 0, turn, state)
+    return answered, jnp.maximum(rounds - 1, 0)

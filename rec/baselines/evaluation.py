@@ -26,15 +26,15 @@ class Evaluation(NamedTuple):
 
 def fit(train: Sequences, features: np.ndarray | None = None) -> dict[str, Scorer]:
     """Scorers by name; content needs item vectors [N, d] and is left out without them."""
-    found: dict[str, Scorer] = {
+    scorers_by_name: dict[str, Scorer] = {
         "popularity": scorers.popularity(train),
         "successor": scorers.successor(train),
         "cooccurrence": scorers.cooccurrence(train),
         "item_knn": scorers.item_knn(train),
     }
     if features is not None:
-        found["content"] = scorers.content(train, features)
-    return found
+        scorers_by_name["content"] = scorers.content(train, features)
+    return scorers_by_name
 
 
 def chunks(queries: Queries, cells: int = CELLS) -> Iterator[Queries]:
@@ -75,10 +75,10 @@ def evaluate(
     plus = reachability.reachable(split.train, queries)
     groups = reachability.groups(plus)
     groups |= metrics.bucket_groups(scorers.counts(split.train), queries.targets)
-    values, found = {}, {}
+    figures, ranks_by_name = {}, {}
     for name, scorer in fit(split.train, features).items():
-        found[name] = ranks(scorer, queries, mask_seen)
+        ranks_by_name[name] = ranks(scorer, queries, mask_seen)
         prefix = f"{name}/{side}/"
-        values |= metrics.summarise(found[name], ks, prefix)
-        values |= metrics.by_group(found[name], groups, ks, prefix)
-    return Evaluation(values, found, plus)
+        figures |= metrics.summarize(ranks_by_name[name], ks, prefix)
+        figures |= metrics.by_group(ranks_by_name[name], groups, ks, prefix)
+    return Evaluation(figures, ranks_by_name, plus)

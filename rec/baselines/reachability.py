@@ -28,17 +28,17 @@ def reachable(
 
     Args:
         limit: size of O(u), 0 for all successors.
-        matrix: [N, N] counts to reach by; successors unless given (`scorers.neighbours` gives the
+        matrix: [N, N] counts to reach by; successors unless given (`scorers.neighbors` gives the
             window of 5).
     """
     matrix = successors(train) if matrix is None else matrix
     tie_rank = _tie_rank(counts(train), seed)
-    found = np.zeros(len(queries.targets), bool)
-    for start in range(0, len(found), ROWS):
-        rows = np.arange(start, min(start + ROWS, len(found)))
+    is_reachable = np.zeros(len(queries.targets), bool)
+    for start in range(0, len(is_reachable), ROWS):
+        rows = np.arange(start, min(start + ROWS, len(is_reachable)))
         hops = _hops(select(queries.history, rows), matrix)
-        found[rows] = _reached(hops, queries.targets[rows], tie_rank, limit)
-    return found
+        is_reachable[rows] = _reached(hops, queries.targets[rows], tie_rank, limit)
+    return is_reachable
 
 
 def _hops(history: Sequences, matrix: sp.csr_matrix) -> sp.csr_matrix:

@@ -4,7 +4,7 @@
 
 popularity     how often an item is in training
 successor      how often an item follows the last item of the history
-cooccurrence   shares of successors and of neighbours within 5 places, over the last 20 items
+cooccurrence   shares of successors and of neighbors within 5 places, over the last 20 items
 item_knn       cosine of the users who had both items
 content        cosine of item vectors
 
@@ -44,7 +44,7 @@ def successors(train: Sequences) -> sp.csr_matrix:
     return pair_counts(train, 1)
 
 
-def neighbours(train: Sequences, window: int = 5) -> sp.csr_matrix:
+def neighbors(train: Sequences, window: int = 5) -> sp.csr_matrix:
     """float32 [N, N]: how often two items stand within `window` places of each other; symmetric."""
     forward = pair_counts(train, 1)
     for distance in range(2, window + 1):
@@ -61,14 +61,14 @@ def weights(history: Sequences, decay: float | int = DECAY, limit: int = 0) -> s
         values[ages >= limit] = 0
     shape = (history.num_users, history.num_items)
     # A copy: SciPy sorts indices in place, and these are the history itself.
-    found = sp.csr_matrix((values, history.items, history.offsets), shape, copy=True)
-    found.sum_duplicates()
-    found.eliminate_zeros()
-    return found
+    matrix = sp.csr_matrix((values, history.items, history.offsets), shape, copy=True)
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    return matrix
 
 
-def product(one: sp.csr_matrix, other: sp.csr_matrix) -> sp.csr_matrix:
-    return sp.csr_matrix(one @ other)
+def product(left: sp.csr_matrix, right: sp.csr_matrix) -> sp.csr_matrix:
+    return sp.csr_matrix(left @ right)
 
 
 class _Items(NamedTuple):
@@ -91,8 +91,8 @@ def _ties(train: Sequences, scale: float) -> np.ndarray:
 
 
 def popularity(train: Sequences) -> Scorer:
-    known = counts(train).astype(np.float32)
-    return lambda history: np.tile(known, (history.num_users, 1))
+    purchases = counts(train).astype(np.float32)
+    return lambda history: np.tile(purchases, (history.num_users, 1))
 
 
 def successor(train: Sequences) -> Scorer:
@@ -108,8 +108,8 @@ def shares(matrix: sp.csr_matrix) -> sp.csr_matrix:
 
 def cooccurrence(train: Sequences, window: int = 5, limit: int = 20) -> Scorer:
     """Sum over the last `limit` items a of 0.7 ** age times the share of i among the successors of
-    a plus its share among the neighbours of a (training-free peer of IIRG)."""
-    matrix = shares(successors(train)) + shares(neighbours(train, window))
+    a plus its share among the neighbors of a (training-free peer of IIRG)."""
+    matrix = shares(successors(train)) + shares(neighbors(train, window))
     return _Items(matrix.astype(np.float32), _ties(train, 1e-6), DECAY, limit)
 
 

@@ -113,20 +113,21 @@ def integer_rows(name: str, root: str | Path) -> Sequences:
     return Sequences(items, offsets, int(items.max(initial=-1)) + 1, np.zeros(0, np.int64))
 
 
-def renumbering(one: Sequences, other: Sequences) -> np.ndarray:
-    """int32 [num_items] taking ids of `one` to ids of `other`, where rows are the same but for the
-    numbers and their order: the cross check of two sources, and the join of what they know.
+def renumbering(source: Sequences, target: Sequences) -> np.ndarray:
+    """Finds the map from ids of `source` to ids of `target`, int32 [num_items], where rows are the
+    same but for the numbers and their order: the cross check of two sources, and the join of what
+    they know.
 
     Raises:
         ValueError: they are not the same sequences.
     """
-    if one.num_items != other.num_items or sorted(one.lengths) != sorted(other.lengths):
+    if source.num_items != target.num_items or sorted(source.lengths) != sorted(target.lengths):
         raise ValueError("different numbers of items, or different lengths of rows")
-    if not np.array_equal(one.offsets, other.offsets):
+    if not np.array_equal(source.offsets, target.offsets):
         raise ValueError("rows are in another order: bring both into one order first")
-    new = np.full(one.num_items, -1, np.int32)
-    new[one.items] = other.items
-    if not np.array_equal(new[one.items], other.items) or len(np.unique(new)) != len(new):
+    new = np.full(source.num_items, -1, np.int32)
+    new[source.items] = target.items
+    if not np.array_equal(new[source.items], target.items) or len(np.unique(new)) != len(new):
         raise ValueError("the same item has different numbers")
     return new
 
@@ -140,9 +141,9 @@ def attributes(name: str, root: str | Path, corpus: Corpus) -> list[list[int]]:
         ValueError: missing files, or sequences that differ.
     """
     path = find(Path(root) / "amazon2014" / name, "item_attributes.json")
-    known = read_json(path)
+    by_integer = read_json(path)
     to_integer = renumbering(corpus.sequences, integer_rows(name, root))
     try:
-        return [[int(a) for a in known.get(str(i + 1), [])] for i in to_integer]
+        return [[int(a) for a in by_integer.get(str(i + 1), [])] for i in to_integer]
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{path}: an object of lists of integers is expected") from error

@@ -20,7 +20,7 @@ def texts(name: str, root: str | Path) -> list[str]:
     """
     path = find(Path(root) / "amazon2018_text", f"{name}.item.json")
     table = read_json(path)
-    found = []
+    out = []
     for item in range(len(table)):
         record = table.get(str(item)) if isinstance(table, dict) else None
         if not isinstance(record, dict):
@@ -28,8 +28,8 @@ def texts(name: str, root: str | Path) -> list[str]:
         text = item_text({**record, "description": _description(record.get("description", ""))})
         if not text:
             raise ValueError(f"{path}: item {item} has no text")
-        found.append(text)
-    return found
+        out.append(text)
+    return out
 
 
 def _description(text: str) -> list[str] | str:

@@ -53,8 +53,8 @@ def _table(path: Path, columns: tuple[str, ...], names: tuple[str, ...]) -> dict
         raise ValueError(f"missing file {path}: a CSV or Parquet file with {', '.join(columns)}")
     try:
         if path.name.endswith((".csv", ".csv.gz")):
-            kept = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-            table = csv.read_csv(path, convert_options=kept)
+            options = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+            table = csv.read_csv(path, convert_options=options)
         elif path.suffix == ".parquet":
             table = parquet.read_table(path)
         else:
@@ -90,7 +90,7 @@ def _times(path: Path, column: Any, name: str) -> np.ndarray:
         times = column.to_numpy().astype(float)
         if np.isfinite(times).all():
             return times
-    found = next((v for v in column.to_pylist() if not isinstance(v, int)), None)
+    example = next((v for v in column.to_pylist() if not isinstance(v, int)), None)
     raise ValueError(
-        f"{path}: column {name!r} holds {found!r}, numbers (seconds) or dates expected"
+        f"{path}: column {name!r} holds {example!r}, numbers (seconds) or dates expected"
     )

@@ -87,8 +87,8 @@ def beam_search(
     scores, nodes = jnp.zeros((B, 1)), jnp.zeros((B, 1), jnp.int32)
     codes = jnp.zeros((B, 1, 0), jnp.int32)
     for level in range(len(sizes)):
-        held = scores.shape[1]
-        logits = _level_scores(generator, hidden, level, normaliser).reshape(B, held, -1)
+        width = scores.shape[1]
+        logits = _level_scores(generator, hidden, level, normaliser).reshape(B, width, -1)
         if bound is not None and shape is not None:
             digits, children, logits = _allowed(bound, shape, level, nodes, logits, normaliser)
         else:
@@ -106,7 +106,7 @@ def beam_search(
         before = jnp.take_along_axis(codes, parent[:, :, None], axis=1)
         codes = jnp.concatenate([before, digit[:, :, None]], axis=2)
         if level + 1 < len(sizes):
-            rows = (jnp.arange(B)[:, None] * held + parent).reshape(-1)
+            rows = (jnp.arange(B)[:, None] * width + parent).reshape(-1)
             hidden, state = generator.advance(generator.take(state, rows), digit.reshape(-1), level)
     leaves = nodes
     if trie is None or shape is None:

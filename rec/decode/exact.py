@@ -63,8 +63,8 @@ def exact_scores(
         softmax = "full" if normaliser == "full" else "digit"
         return target_log_probs(logits, target, model.sizes, softmax).sum(axis=1).reshape(B, CHUNK)
 
-    found = jax.lax.map(score, parts)  # [chunks, B, CHUNK]
-    return jnp.moveaxis(found, 0, 1).reshape(B, -1)[:, :N]
+    by_chunk = jax.lax.map(score, parts)  # [chunks, B, CHUNK]
+    return jnp.moveaxis(by_chunk, 0, 1).reshape(B, -1)[:, :N]
 
 
 def allowed_codes(trie: Trie, shape: TrieShape, sids: jax.Array) -> jax.Array:
@@ -72,8 +72,8 @@ def allowed_codes(trie: Trie, shape: TrieShape, sids: jax.Array) -> jax.Array:
     offsets, columns = level_offsets(shape.sizes), []
     nodes = jnp.zeros(len(sids), jnp.int32)
     for level in range(len(shape.sizes)):
-        own = tries.mask(trie, shape, level, nodes)
+        continues = tries.mask(trie, shape, level, nodes)
         after = int(offsets[-1] - offsets[level + 1])
-        columns.append(jnp.pad(own, ((0, 0), (int(offsets[level]), after))))
+        columns.append(jnp.pad(continues, ((0, 0), (int(offsets[level]), after))))
         nodes = tries.step(trie, shape, level, nodes, sids[:, level])
     return jnp.stack(columns, axis=1)

@@ -42,23 +42,27 @@ def expand(
         num_items: length of the list.
     """
     B = leaves.shape[0]
-    known = jnp.maximum(leaves, 0)
-    first, count = trie.leaf_first[known], trie.leaf_first[known + 1] - trie.leaf_first[known]
+    leaf = jnp.maximum(leaves, 0)
+    first, count = trie.leaf_first[leaf], trie.leaf_first[leaf + 1] - trie.leaf_first[leaf]
     places = jnp.arange(window)[None, None]
     at = jnp.minimum(first[:, :, None] + places, len(trie.leaf_items) - 1)
     items = trie.leaf_items[at]  # [B, M, window]
-    real = (places < count[:, :, None]) & (leaves >= 0)[:, :, None]
+    is_item = (places < count[:, :, None]) & (leaves >= 0)[:, :, None]
     if values.ndim == 1:
-        own = values[items]
+        item_values = values[items]
     else:
-        own = jnp.take_along_axis(values, items.reshape(B, -1), axis=1).reshape(items.shape)
-    order = jnp.argsort(jnp.where(real, -own, jnp.inf), axis=2, stable=True)[:, :, :per_sid]
+        item_values = jnp.take_along_axis(values, items.reshape(B, -1), axis=1).reshape(items.shape)
+    order = jnp.argsort(jnp.where(is_item, -item_values, jnp.inf), axis=2, stable=True)[
+        :, :, :per_sid
+    ]
     items = jnp.take_along_axis(items, order, axis=2)
-    real = jnp.take_along_axis(real, order, axis=2)
-    items = jnp.where(real, items, -1)
-    held = real | ((leaves < 0)[:, :, None] & (jnp.arange(items.shape[2]) == 0)[None, None])
-    flat, held = items.reshape(B, -1), held.reshape(B, -1)
-    compact = jnp.argsort(~held, axis=1, stable=True)
+    is_item = jnp.take_along_axis(is_item, order, axis=2)
+    items = jnp.where(is_item, items, -1)
+    keeps_place = is_item | (
+        (leaves < 0)[:, :, None] & (jnp.arange(items.shape[2]) == 0)[None, None]
+    )
+    flat, keeps_place = items.reshape(B, -1), keeps_place.reshape(B, -1)
+    compact = jnp.argsort(~keeps_place, axis=1, stable=True)
     flat = jnp.take_along_axis(flat, compact, axis=1)[:, :num_items]
     return jnp.pad(flat, ((0, 0), (0, num_items - flat.shape[1])), constant_values=-1)
 
@@ -109,8 +113,8 @@ def unseen(items: np.ndarray, seen: np.ndarray, seen_mask: np.ndarray) -> np.nda
         items: int32 [B, K], -1 for no item (kept where they are: they cost a rank).
         seen, seen_mask: [B, T].
     """
-    known = np.where(seen_mask, seen, -2)
-    drop = (items[:, :, None] == known[:, None, :]).any(axis=2)
+    seen_items = np.where(seen_mask, seen, -2)
+    drop = (items[:, :, None] == seen_items[:, None, :]).any(axis=2)
     order = np.argsort(drop, axis=1, kind="stable")
     out = np.take_along_axis(items, order, axis=1)
     keep = np.take_along_axis(~drop, order, axis=1)

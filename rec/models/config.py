@@ -166,10 +166,10 @@ class OptimConfig:
     clip: int | float
 
     def __post_init__(self) -> None:
-        known = ("constant", "cosine", "rsqrt")
+        schedules = ("constant", "cosine", "rsqrt")
         _require(self, "lr", self.lr > 0, "must be > 0")
         _require(self, "warmup", self.warmup >= 0, "must be at least 0")
-        _require(self, "schedule", self.schedule in known, f"must be one of {known}")
+        _require(self, "schedule", self.schedule in schedules, f"must be one of {schedules}")
         _require(self, "decay", self.decay > self.warmup, "must be more than warmup")
         _require(self, "b1", 0 <= self.b1 < 1, "must be in [0, 1)")
         _require(self, "b2", 0 <= self.b2 < 1, "must be in [0, 1)")

@@ -81,17 +81,15 @@ def loss(model: SASRec, params: Any, batch: dict[str, jax.Array], key: jax.Array
     targets, weights, cfg = batch["targets"], batch["weights"], model.cfg
     if cfg.loss == "full":
         scores: Any = model.apply(variables, states, method=SASRec.scores)
-        found = -jnp.take_along_axis(jax.nn.log_softmax(scores), targets[..., None], axis=-1)[
-            ..., 0
-        ]
+        nats = -jnp.take_along_axis(jax.nn.log_softmax(scores), targets[..., None], axis=-1)[..., 0]
     else:
         shape = (*targets.shape, cfg.negatives)
         negatives = jax.random.randint(draw, shape, 0, model.num_items)
         both = jnp.concatenate([targets[..., None], negatives], axis=-1)
-        some: Any = model.apply(variables, states, both, method=SASRec.score_some)
+        sampled_scores: Any = model.apply(variables, states, both, method=SASRec.score_some)
         hit = jnp.pad(negatives == targets[..., None], ((0, 0), (0, 0), (1, 0)))
-        found = _among(some, hit, cfg.loss)
-    return (found * weights).sum() / jnp.maximum(weights.sum(), 1.0)
+        nats = _among(sampled_scores, hit, cfg.loss)
+    return (nats * weights).sum() / jnp.maximum(weights.sum(), 1.0)
 
 
 def _among(scores: jax.Array, hit: jax.Array, kind: str) -> jax.Array:
@@ -99,8 +97,8 @@ def _among(scores: jax.Array, hit: jax.Array, kind: str) -> jax.Array:
     if kind == "sampled":
         return -jax.nn.log_softmax(jnp.where(hit, -jnp.inf, scores), axis=-1)[..., 0]
     counted = jnp.where(hit[..., 1:], 0.0, jax.nn.log_sigmoid(-scores[..., 1:]))
-    kept = jnp.maximum((~hit[..., 1:]).sum(axis=-1), 1)
-    return -jax.nn.log_sigmoid(scores[..., 0]) - counted.sum(axis=-1) / kept
+    counted_negatives = jnp.maximum((~hit[..., 1:]).sum(axis=-1), 1)
+    return -jax.nn.log_sigmoid(scores[..., 0]) - counted.sum(axis=-1) / counted_negatives
 
 
 def scores_of(model: SASRec, params: Any, history: jax.Array, mask: jax.Array) -> jax.Array:

@@ -106,8 +106,8 @@ class Tiger(nn.Module):
         ids = jnp.repeat(mask, x.shape[2], axis=1)
         x = x.reshape(B, -1, self.cfg.width)
         if self.cfg.user_tokens:
-            own = self.user_table[users % self.cfg.user_tokens][:, None]
-            x = jnp.concatenate([own.astype(x.dtype), x], axis=1)
+            user_tokens = self.user_table[users % self.cfg.user_tokens][:, None]
+            x = jnp.concatenate([user_tokens.astype(x.dtype), x], axis=1)
             ids = jnp.concatenate([jnp.ones((B, 1), bool), ids], axis=1)
         if self.cfg.layout == "decoder_only":
             M = x.shape[1]
@@ -186,11 +186,11 @@ def digit_log_probs(logits: jax.Array, sizes: Sequence[int], softmax: str) -> ja
     """
     offsets = level_offsets(sizes)
     rows = np.arange(offsets[-1])
-    own = (rows >= offsets[:-1, None]) & (rows < offsets[1:, None])  # [L, V]
-    own = jnp.asarray(own).reshape((1,) * (logits.ndim - 2) + own.shape)
+    is_of_level = (rows >= offsets[:-1, None]) & (rows < offsets[1:, None])  # [L, V]
+    is_of_level = jnp.asarray(is_of_level).reshape((1,) * (logits.ndim - 2) + is_of_level.shape)
     if softmax == "digit":
-        return jax.nn.log_softmax(jnp.where(own, logits, -jnp.inf), axis=-1)
-    return jnp.where(own, jax.nn.log_softmax(logits, axis=-1), -jnp.inf)
+        return jax.nn.log_softmax(jnp.where(is_of_level, logits, -jnp.inf), axis=-1)
+    return jnp.where(is_of_level, jax.nn.log_softmax(logits, axis=-1), -jnp.inf)
 
 
 def target_log_probs(
@@ -220,5 +220,5 @@ def loss(
         deterministic=key is None,
         rngs=None if key is None else {"dropout": key},
     )
-    found = target_log_probs(logits, batch["target"], model.sizes, model.cfg.softmax)
-    return -found.sum(axis=-1).mean()
+    log_probs = target_log_probs(logits, batch["target"], model.sizes, model.cfg.softmax)
+    return -log_probs.sum(axis=-1).mean()

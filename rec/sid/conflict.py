@@ -50,14 +50,14 @@ class Resolved(NamedTuple):
 
 
 class _Space(NamedTuple):
-    """Codebooks float32 [L, W, D] and whether residuals are normalised before every level."""
+    """Codebooks float32 [L, W, D] and whether residuals are normalized before every level."""
 
     codebooks: np.ndarray
-    normalise: bool
+    is_normalized: bool
 
     def residual(self, rest: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(residual [..., D], length taken out of it so far [...]) as a level sees them."""
-        if not self.normalise:
+        if not self.is_normalized:
             return rest, scale
         norm = np.maximum(np.linalg.norm(rest, axis=-1), 1e-12)
         return rest / norm[..., None], scale * norm
@@ -89,10 +89,10 @@ class _Space(NamedTuple):
         return np.stack(codes, axis=-1)
 
 
-def candidates(start: np.ndarray, space: _Space, kept: int, width: int) -> np.ndarray:
+def candidates(start: np.ndarray, space: _Space, nearest: int, width: int) -> np.ndarray:
     """Complete code tuples of each of B rows, least final residual first.
 
-    Level after level every beam entry is continued with its `kept` nearest codes and the `width`
+    Level after level every beam entry is continued with its `nearest` nearest codes and the `width`
     continuations with the smallest residual stay.
 
     Returns:
@@ -103,7 +103,7 @@ def candidates(start: np.ndarray, space: _Space, kept: int, width: int) -> np.nd
     for level, book in enumerate(space.codebooks):
         rest, scale = space.residual(rest, scale)
         gaps = space.distances(rest, level)  # [B, M, W]
-        k = min(kept, len(book))
+        k = min(nearest, len(book))
         near = np.sort(np.argpartition(gaps, k - 1, axis=-1)[..., :k], axis=-1)
         costs = np.take_along_axis(gaps, near, axis=-1) * (scale**2)[..., None]
         flat = costs.reshape(len(start), -1)
@@ -152,17 +152,17 @@ def _matching(
     row: np.ndarray, space: _Space, taken: _Taken, first: np.ndarray | None
 ) -> tuple[int, ...]:
     """ECM: the best candidate nobody has; beams grow until there is one."""
-    kept, width = KEPT, WIDTH
-    found = candidates(row[None], space, kept, width)[0] if first is None else first
+    nearest, width = KEPT, WIDTH
+    options = candidates(row[None], space, nearest, width)[0] if first is None else first
     while True:
-        for sid in map(tuple, found.tolist()):
+        for sid in map(tuple, options.tolist()):
             if not taken.full(sid):
                 return sid
-        kept, width = 2 * kept, 4 * width
-        found = candidates(row[None], space, kept, width)[0]
+        nearest, width = 2 * nearest, 4 * width
+        options = candidates(row[None], space, nearest, width)[0]
 
 
-def psid(start: np.ndarray, codebooks: np.ndarray, how: str, normalise: bool) -> Resolved:
+def psid(start: np.ndarray, codebooks: np.ndarray, how: str, is_normalized: bool) -> Resolved:
     """Distinct SIDs without a counter: items whose nearest codes are taken get others (PSID).
 
     Items choose in ascending order of their greedy error, ties by id [our choice, the algorithms
@@ -171,10 +171,10 @@ def psid(start: np.ndarray, codebooks: np.ndarray, how: str, normalise: bool) ->
     residual search: the next nearest code at the deepest level, then one level up, and so on.
 
     Args:
-        start: [N, D], what the first level quantises.
+        start: [N, D], what the first level quantizes.
         codebooks: [L, W, D].
         how: "ecm" or "rrs".
-        normalise: residuals have length 1 before every level; errors are in units of `start`
+        is_normalized: residuals have length 1 before every level; errors are in units of `start`
             all the same.
 
     Raises:
@@ -187,7 +187,7 @@ def psid(start: np.ndarray, codebooks: np.ndarray, how: str, normalise: bool) ->
         )
     if how not in ("ecm", "rrs"):
         raise ValueError(f"how={how!r}: must be 'ecm' or 'rrs'")
-    space = _Space(codebooks, normalise)
+    space = _Space(codebooks, is_normalized)
     greedy = space.greedy(start)
     errors = space.errors(start, greedy)
     _, member, counts = np.unique(greedy, axis=0, return_inverse=True, return_counts=True)
@@ -196,8 +196,8 @@ def psid(start: np.ndarray, codebooks: np.ndarray, how: str, normalise: bool) ->
     if how == "ecm":
         for at in range(0, len(crowded), BLOCK):
             block = crowded[at : at + BLOCK]
-            found = candidates(start[block], space, KEPT, WIDTH)
-            ahead.update(zip(block.tolist(), found, strict=True))
+            options = candidates(start[block], space, KEPT, WIDTH)
+            ahead.update(zip(block.tolist(), options, strict=True))
     taken, sids, moved = _Taken(levels, size), greedy.copy(), 0
     for item in np.lexsort((np.arange(len(start)), errors)).tolist():
         sid = tuple(greedy[item].tolist())

@@ -19,7 +19,7 @@ def moments(x: jax.Array, on: bool) -> dict:
     return {"mean": jnp.mean(x, axis=0), "std": jnp.where(std > 1e-6, std, 1.0)}
 
 
-def standardised(params: dict, x: jax.Array) -> jax.Array:
+def standardize(params: dict, x: jax.Array) -> jax.Array:
     """(x - mean) / std with the moments of the training rows."""
     return (x - params["mean"][None, :]) / params["std"][None, :]
 
@@ -40,13 +40,13 @@ def encode_random(params: dict, x: jax.Array, cfg: SIDConfig) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     bits = bits ^ (bits >> 15)  # low bits of the mantissa are often all that differs
 
-    def one(multipliers: jax.Array, offset: jax.Array) -> jax.Array:
+    def hash_level(multipliers: jax.Array, offset: jax.Array) -> jax.Array:
         mixed = jnp.sum(bits * multipliers[None, :], axis=-1, dtype=jnp.uint32) + offset
         for multiplier in (0x7FEB352D, 0x846CA68B):
             mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(multiplier)
         return ((mixed ^ (mixed >> 16)) % jnp.uint32(cfg.codes)).astype(jnp.int32)
 
-    return jax.vmap(one, out_axes=1)(params["multipliers"], params["offsets"])
+    return jax.vmap(hash_level, out_axes=1)(params["multipliers"], params["offsets"])
 
 
 def init_lsh(key: jax.Array, x: jax.Array, cfg: SIDConfig) -> dict:
@@ -58,8 +58,6 @@ def init_lsh(key: jax.Array, x: jax.Array, cfg: SIDConfig) -> dict:
 def encode_lsh(params: dict, x: jax.Array) -> jax.Array:
     """Bit j of digit l is the side of hyperplane (l, j) (Charikar 2002): [N, D] -> int32 [N, L]."""
     precision = jax.lax.Precision.HIGHEST
-    sides = jnp.einsum(
-        "nd,lbd->nlb", standardised(params, x), params["planes"], precision=precision
-    )
+    sides = jnp.einsum("nd,lbd->nlb", standardize(params, x), params["planes"], precision=precision)
     powers = jnp.asarray(2 ** np.arange(sides.shape[-1]), jnp.int32)
     return jnp.sum((sides > 0) * powers[None, None, :], axis=-1).astype(jnp.int32)

@@ -22,12 +22,12 @@ def squared_distances(x: jax.Array, centroids: jax.Array) -> jax.Array:
 def nearest(x: jax.Array, centroids: jax.Array) -> jax.Array:
     """int32 [N]: the nearest centroid of every row, the lowest index among equals."""
 
-    def one(block: jax.Array) -> jax.Array:
+    def nearest_of_block(block: jax.Array) -> jax.Array:
         return jnp.argmin(squared_distances(block, centroids), axis=-1).astype(jnp.int32)
 
     if x.shape[0] <= ROWS:
-        return one(x)
-    return jax.lax.map(lambda row: one(row[None])[0], x, batch_size=ROWS)
+        return nearest_of_block(x)
+    return jax.lax.map(lambda row: nearest_of_block(row[None])[0], x, batch_size=ROWS)
 
 
 def gathered_distances(x: jax.Array, chosen: jax.Array) -> jax.Array:

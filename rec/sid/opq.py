@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimised product quantisation (Ge et al. 2013): a rotation and one k-means per part.
+"""Optimized product quantization (Ge et al. 2013): a rotation and one k-means per part.
 
 Its digits have no order: every digit describes its own D / L coordinates of the rotated row, all
 of them one after the other. Features are padded with zeros to a multiple of L.
@@ -12,11 +12,11 @@ from rec.sid import kmeans
 from rec.sid.config import SIDConfig
 
 
-def _parts(centred: jax.Array, rotation: jax.Array, levels: int) -> jax.Array:
+def _parts(centered: jax.Array, rotation: jax.Array, levels: int) -> jax.Array:
     """Rotated rows in parts: [N, D] -> [L, N, P]."""
-    padded = jnp.pad(centred, ((0, 0), (0, rotation.shape[0] - centred.shape[1])))
+    padded = jnp.pad(centered, ((0, 0), (0, rotation.shape[0] - centered.shape[1])))
     rotated = jnp.matmul(padded, rotation, precision=jax.lax.Precision.HIGHEST)
-    return jnp.swapaxes(rotated.reshape(centred.shape[0], levels, -1), 0, 1)
+    return jnp.swapaxes(rotated.reshape(centered.shape[0], levels, -1), 0, 1)
 
 
 def init(key: jax.Array, x: jax.Array, cfg: SIDConfig) -> dict:
@@ -43,8 +43,8 @@ def init(key: jax.Array, x: jax.Array, cfg: SIDConfig) -> dict:
         parts = _parts(x, params["rotation"], cfg.levels)
         codebook = jax.lax.map(lambda pair: kmeans.lloyd_step(*pair), (parts, params["codebook"]))
         params = {**params, "codebook": codebook}
-        quantised = _concatenated(params, _nearest(params, x))
-        cross = jnp.matmul(padded.T, quantised, precision=jax.lax.Precision.HIGHEST)
+        quantized = _concatenated(params, _nearest(params, x))
+        cross = jnp.matmul(padded.T, quantized, precision=jax.lax.Precision.HIGHEST)
         left, right = jnp.linalg.svd(cross)[::2]
         return {**params, "rotation": left @ right}, None
 
@@ -52,8 +52,8 @@ def init(key: jax.Array, x: jax.Array, cfg: SIDConfig) -> dict:
     return {**jax.lax.scan(alternate, params, None, length=cfg.lloyd)[0], "mean": mean}
 
 
-def _nearest(params: dict, centred: jax.Array) -> jax.Array:
-    parts = _parts(centred, params["rotation"], params["codebook"].shape[0])
+def _nearest(params: dict, centered: jax.Array) -> jax.Array:
+    parts = _parts(centered, params["rotation"], params["codebook"].shape[0])
     return jax.lax.map(lambda pair: kmeans.nearest(*pair), (parts, params["codebook"])).T
 
 

@@ -69,7 +69,7 @@ def report(
 
 
 def _complaints(figures: Mapping[str, float], sizes: tuple[int, ...], items: int) -> list[str]:
-    found = []
+    complaints = []
     for level, size in enumerate(sizes):
         name = f"level{level + 1}"
         usable = min(size, items)
@@ -83,17 +83,19 @@ def _complaints(figures: Mapping[str, float], sizes: tuple[int, ...], items: int
         if size > 2 and items > 2 and figures[f"top_share/{name}"] > MOST_SHARE:
             words.append(f"{figures[f'top_share/{name}']:.0%} of the items have the same code")
         if words:
-            found.append(f"level {level + 1}: " + ", ".join(words))
-    return found
+            complaints.append(f"level {level + 1}: " + ", ".join(words))
+    return complaints
 
 
 def reason(figures: Mapping[str, float], sizes: tuple[int, ...]) -> str:
     """Why the alarm of a report went off, in words; empty where it did not."""
     items = round(figures["distinct"] / figures["uniqueness"])
-    found = _complaints(figures, sizes, items)
-    if not found:
+    complaints = _complaints(figures, sizes, items)
+    if not complaints:
         return ""
     return (
-        "codebooks have collapsed (" + "; ".join(found) + "): standardise the features, start from "
+        "codebooks have collapsed ("
+        + "; ".join(complaints)
+        + "): standardise the features, start from "
         "k-means, reset dead codes, lower the learning rate"
     )

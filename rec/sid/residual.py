@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What residual k-means and residual vector quantisation share: residuals, encode, decode, levels.
 
-Parameters are {"codebook": float32 [L, W, D], "scale": float32 [L]}. With normalised residuals a
+Parameters are {"codebook": float32 [L, W, D], "scale": float32 [L]}. With normalized residuals a
 code is chosen for a direction and the length is lost; `scale` holds one length per level, the
 least-squares one over the training rows [our choice], so that decoding is a sum again:
 x / |x| ~ sum_l scale_l codebook_l[c_l]. Without normalisation every scale is 1.
@@ -21,18 +21,18 @@ Learn = Callable[
 ]
 
 
-def normalised(x: jax.Array, on: bool) -> jax.Array:
-    """Rows of length 1 (rows of zeros stay zero), or x where `on` is False."""
+def normalize(x: jax.Array, on: bool) -> jax.Array:
+    """Scales rows to length 1 (rows of zeros stay zero), or x where `on` is False."""
     if not on:
         return x
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def encode(params: dict, x: jax.Array, normalise: bool) -> jax.Array:
+def encode(params: dict, x: jax.Array, is_normalized: bool) -> jax.Array:
     """Greedy codes: [N, D] -> int32 [N, L]."""
     rest, codes = x, []
     for codebook in params["codebook"]:
-        rest = normalised(rest, normalise)
+        rest = normalize(rest, is_normalized)
         codes.append(kmeans.nearest(rest, codebook))
         rest = rest - codebook[codes[-1]]
     return jnp.stack(codes, axis=-1)
@@ -45,27 +45,29 @@ def decode(params: dict, codes: jax.Array) -> jax.Array:
     return jnp.sum(jnp.stack(parts), axis=0)
 
 
-def residuals(codebook: jax.Array, x: jax.Array, level: jax.Array, normalise: bool) -> jax.Array:
-    """What level `level` (int32 scalar) quantises: [N, D] -> [N, D], normalised where asked."""
+def residuals(
+    codebook: jax.Array, x: jax.Array, level: jax.Array, is_normalized: bool
+) -> jax.Array:
+    """What level `level` (int32 scalar) quantizes: [N, D] -> [N, D], normalized where asked."""
 
     def down(index: jax.Array, rest: jax.Array) -> jax.Array:
         rest = rest - codebook[index][kmeans.nearest(rest, codebook[index])]
-        return normalised(rest, normalise)
+        return normalize(rest, is_normalized)
 
-    return jax.lax.fori_loop(0, level, down, normalised(x, normalise))
+    return jax.lax.fori_loop(0, level, down, normalize(x, is_normalized))
 
 
-def fit_scale(params: dict, x: jax.Array, level: jax.Array, normalise: bool) -> jax.Array:
+def fit_scale(params: dict, x: jax.Array, level: jax.Array, is_normalized: bool) -> jax.Array:
     """scale [L] with entry `level` the least-squares length, given the levels before it."""
-    if not normalise:
+    if not is_normalized:
         return params["scale"]
     codebook, scale = params["codebook"], params["scale"]
-    start = normalised(x, True)
+    start = normalize(x, True)
 
     def down(index: jax.Array, carry: tuple) -> tuple:
         rest, error = carry
         chosen = codebook[index][kmeans.nearest(rest, codebook[index])]
-        return normalised(rest - chosen, True), error - scale[index] * chosen
+        return normalize(rest - chosen, True), error - scale[index] * chosen
 
     rest, error = jax.lax.fori_loop(0, level, down, (start, start))
     chosen = codebook[level][kmeans.nearest(rest, codebook[level])]
@@ -107,39 +109,44 @@ def update(
         learn: what one batch of residuals does to the level, see `Learn`.
         polish: full-batch iterations at the end of a level.
     """
-    params, step, normalise = state["params"], state["step"], cfg.normalise
+    params, step, is_normalized = state["params"], state["step"], cfg.normalise
     per_level = cfg.steps // cfg.levels
     level = jnp.minimum(step // per_level, cfg.levels - 1)
     local = step - level * per_level
     last = jnp.where(level == cfg.levels - 1, cfg.steps - level * per_level, per_level) - 1
     draw_key, buffer_key, seed_key = jax.random.split(jax.random.fold_in(key, step), 3)
-    own = {name: state[name] for name in state if name not in ("params", "counts", "step")}
+    method_state = {name: state[name] for name in state if name not in ("params", "counts", "step")}
 
     def fresh(_: dict) -> tuple[dict, jax.Array]:
         size = min(cfg.init_rows, x.shape[0])
         rows = jax.random.permutation(buffer_key, x.shape[0])[:size]
-        buffer = residuals(params["codebook"], x[rows], level, normalise)
+        buffer = residuals(params["codebook"], x[rows], level, is_normalized)
         centroids = kmeans.plus_plus(seed_key, buffer, cfg.codes)
         return start(centroids), centroids
 
-    own, centroids = jax.lax.cond(
-        local == 0, fresh, lambda own: (own, params["codebook"][level]), own
+    method_state, centroids = jax.lax.cond(
+        local == 0,
+        fresh,
+        lambda method_state: (method_state, params["codebook"][level]),
+        method_state,
     )
     rows = jax.random.randint(draw_key, (cfg.batch,), 0, x.shape[0])
-    batch = residuals(params["codebook"], x[rows], level, normalise)
-    own, centroids, counts, loss = learn(own, centroids, state["counts"][level], batch)
+    batch = residuals(params["codebook"], x[rows], level, is_normalized)
+    method_state, centroids, counts, loss = learn(
+        method_state, centroids, state["counts"][level], batch
+    )
 
     def finish(centroids: jax.Array) -> tuple[jax.Array, jax.Array]:
-        rest = residuals(params["codebook"], x, level, normalise)
+        rest = residuals(params["codebook"], x, level, is_normalized)
         centroids = kmeans.lloyd(rest, centroids, polish)
         done = {**params, "codebook": params["codebook"].at[level].set(centroids)}
-        return centroids, fit_scale(done, x, level, normalise)
+        return centroids, fit_scale(done, x, level, is_normalized)
 
     centroids, scale = jax.lax.cond(
         local == last, finish, lambda centroids: (centroids, params["scale"]), centroids
     )
     state = {
-        **own,
+        **method_state,
         "params": {"codebook": params["codebook"].at[level].set(centroids), "scale": scale},
         "counts": state["counts"].at[level].set(counts),
         "step": step + 1,

@@ -24,9 +24,9 @@ def update(state: dict, x: jax.Array, key: jax.Array, cfg: SIDConfig) -> tuple[d
     also reseed codes that mini-batches left empty."""
 
     def learn(
-        own: dict, centroids: jax.Array, counts: jax.Array, batch: jax.Array
+        method_state: dict, centroids: jax.Array, counts: jax.Array, batch: jax.Array
     ) -> tuple[dict, jax.Array, jax.Array, jax.Array]:
         centroids, counts = kmeans.mini_batch_step(batch, centroids, counts)
-        return own, centroids, counts, kmeans.inertia(batch, centroids) / batch.shape[0]
+        return method_state, centroids, counts, kmeans.inertia(batch, centroids) / batch.shape[0]
 
     return residual.update(cfg, state, x, key, _start, learn, cfg.lloyd)

@@ -28,7 +28,7 @@ import optax
 
 from rec.sid import kmeans, schedule
 from rec.sid.config import SIDConfig
-from rec.sid.fixed import moments, standardised
+from rec.sid.fixed import moments, standardize
 
 stop = jax.lax.stop_gradient
 
@@ -72,7 +72,7 @@ def mlp(layers: list[dict], x: jax.Array) -> jax.Array:
 def encoded(params: dict, x: jax.Array) -> jax.Array:
     """Latent [N, H] of raw rows [N, D]: the encoders of all sources, summed."""
     widths = tuple(layers[0]["kernel"].shape[0] for layers in params["encoder"])
-    parts = _split(standardised(params, x), widths)
+    parts = _split(standardize(params, x), widths)
     latents = [mlp(layers, part) for layers, part in zip(params["encoder"], parts, strict=True)]
     return jnp.sum(jnp.stack(latents), axis=0)
 
@@ -103,7 +103,7 @@ def rotate(source: jax.Array, target: jax.Array) -> jax.Array:
     return stop(target) + (turned - stop(turned))
 
 
-class Quantised(NamedTuple):
+class Quantized(NamedTuple):
     """latent: what the decoder gets, [N, H]; codes: int32 [N, L]; codebook, commitment: the two
     sums over levels of mean squared gaps; residuals: [L, N, H], gradient stopped."""
 
@@ -130,7 +130,7 @@ def select(rest: jax.Array, codebook: jax.Array, dense: bool) -> jax.Array:
     return kmeans.nearest(rest, codebook)
 
 
-def quantise(codebooks: jax.Array, latent: jax.Array, key: jax.Array, cfg: SIDConfig) -> Quantised:
+def quantize(codebooks: jax.Array, latent: jax.Array, key: jax.Array, cfg: SIDConfig) -> Quantized:
     """All levels of latents [N, H] with codebooks [L, W, H]; `key` is of the Gumbel noise."""
     rest, total, codes, residuals = latent, jnp.zeros_like(latent), [], []
     codebook_gap = commitment = jnp.zeros(())
@@ -159,20 +159,20 @@ def quantise(codebooks: jax.Array, latent: jax.Array, key: jax.Array, cfg: SIDCo
     elif not gumbel and not cfg.dense_gradient:
         total = total + (latent - stop(latent))
     codes, residuals = jnp.stack(codes, axis=-1), jnp.stack(residuals)
-    return Quantised(total, codes, codebook_gap, commitment, residuals)
+    return Quantized(total, codes, codebook_gap, commitment, residuals)
 
 
-def loss(params: dict, x: jax.Array, key: jax.Array, cfg: SIDConfig) -> tuple[jax.Array, Quantised]:
-    """The loss above over rows x [N, D] and what was quantised."""
-    quantised = quantise(params["codebook"], encoded(params, x), key, cfg)
+def loss(params: dict, x: jax.Array, key: jax.Array, cfg: SIDConfig) -> tuple[jax.Array, Quantized]:
+    """The loss above over rows x [N, D] and what was quantized."""
+    quantized = quantize(params["codebook"], encoded(params, x), key, cfg)
     widths = sources(cfg, x.shape[1])
-    gaps = (standardised(params, x) - decoded(params, quantised.latent)) ** 2
+    gaps = (standardize(params, x) - decoded(params, quantized.latent)) ** 2
     reconstruction = sum(jnp.mean(part) for part in _split(gaps, widths))
-    return reconstruction + quantised.codebook + cfg.beta * quantised.commitment, quantised
+    return reconstruction + quantized.codebook + cfg.beta * quantized.commitment, quantized
 
 
-def _optimiser(cfg: SIDConfig) -> optax.GradientTransformation:
-    return schedule.optimiser(cfg, cfg.steps)
+def _optimizer(cfg: SIDConfig) -> optax.GradientTransformation:
+    return schedule.optimizer(cfg, cfg.steps)
 
 
 def _trained(params: dict) -> dict:
@@ -204,7 +204,7 @@ def init(key: jax.Array, x: jax.Array, cfg: SIDConfig) -> dict:
         params["codebook"] = jax.lax.scan(level, encoded(params, x[rows]), keys)[1]
     return {
         "params": params,
-        "opt_state": _optimiser(cfg).init(_trained(params)),
+        "opt_state": _optimizer(cfg).init(_trained(params)),
         "counts": jnp.zeros((cfg.levels, cfg.codes), jnp.float32),
         "step": jnp.zeros((), jnp.int32),
     }
@@ -230,12 +230,12 @@ def update(state: dict, x: jax.Array, key: jax.Array, cfg: SIDConfig) -> tuple[d
     row_key, noise_key, reset_key = jax.random.split(jax.random.fold_in(key, step), 3)
     batch = x[jax.random.randint(row_key, (cfg.batch,), 0, x.shape[0])]
 
-    def objective(trained: dict) -> tuple[jax.Array, Quantised]:
+    def objective(trained: dict) -> tuple[jax.Array, Quantized]:
         return loss({**params, **trained}, batch, noise_key, cfg)
 
     before = _trained(params)
     (value, out), grads = jax.value_and_grad(objective, has_aux=True)(before)
-    updates, opt_state = _optimiser(cfg).update(grads, state["opt_state"], before)
+    updates, opt_state = _optimizer(cfg).update(grads, state["opt_state"], before)
     trained: Any = optax.apply_updates(before, updates)
     levels = jnp.arange(cfg.levels)[None, :]
     counts = state["counts"].at[levels, out.codes].add(1.0)

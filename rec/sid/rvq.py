@@ -22,30 +22,30 @@ def loss(centroids: jax.Array, batch: jax.Array, beta: int | float) -> jax.Array
     return jnp.mean(codebook + beta * commitment)
 
 
-def _level_optimiser(cfg: SIDConfig) -> optax.GradientTransformation:
-    return schedule.optimiser(cfg, cfg.steps // cfg.levels)
+def _level_optimizer(cfg: SIDConfig) -> optax.GradientTransformation:
+    return schedule.optimizer(cfg, cfg.steps // cfg.levels)
 
 
 def init(key: jax.Array, x: jax.Array, cfg: SIDConfig) -> dict:
     """State before the first update of x [N, D], with the optimiser state of one level."""
     del key
-    tx = _level_optimiser(cfg)
+    tx = _level_optimizer(cfg)
     return residual.init(cfg, x, lambda centroids: {"opt_state": tx.init(centroids)})
 
 
 def update(state: dict, x: jax.Array, key: jax.Array, cfg: SIDConfig) -> tuple[dict, dict]:
     """One gradient step of the level that is due; every level has a fresh optimiser state, else
     the momentum of a finished level would go on moving it."""
-    tx = _level_optimiser(cfg)
+    tx = _level_optimizer(cfg)
 
     def start(centroids: jax.Array) -> dict:
         return {"opt_state": tx.init(centroids)}
 
     def learn(
-        own: dict, centroids: jax.Array, counts: jax.Array, batch: jax.Array
+        method_state: dict, centroids: jax.Array, counts: jax.Array, batch: jax.Array
     ) -> tuple[dict, jax.Array, jax.Array, jax.Array]:
         value, grads = jax.value_and_grad(loss)(centroids, batch, cfg.beta)
-        updates, opt_state = tx.update(grads, own["opt_state"], centroids)
+        updates, opt_state = tx.update(grads, method_state["opt_state"], centroids)
         counts = counts.at[kmeans.nearest(batch, centroids)].add(1.0)
         moved: Any = optax.apply_updates(centroids, updates)
         return {"opt_state": opt_state}, moved, counts, value

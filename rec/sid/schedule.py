@@ -6,7 +6,7 @@ import optax
 from rec.sid.config import SIDConfig
 
 
-def optimiser(cfg: SIDConfig, steps: int) -> optax.GradientTransformation:
+def optimizer(cfg: SIDConfig, steps: int) -> optax.GradientTransformation:
     """Adam or Adagrad with linear warm-up and, where asked, linear decay to 0 over `steps`.
 
     Adagrad starts from empty sums, as published (Duchi et al. 2011).

@@ -42,7 +42,7 @@ def make(cfg: SIDConfig) -> Tokenizer:
         return Tokenizer(
             init=part(layered.init, cfg=cfg),
             update=part(layered.update, cfg=cfg),
-            encode=part(residual.encode, normalise=cfg.normalise),
+            encode=part(residual.encode, is_normalized=cfg.normalise),
             decode=residual.decode,
             steps=cfg.steps,
         )
@@ -139,9 +139,9 @@ def assign(params: dict, x: np.ndarray | jax.Array, cfg: SIDConfig) -> np.ndarra
         return codes
     start = jnp.asarray(x, jnp.float32)
     start = rqvae.encoded(params, start) if cfg.method == "rqvae" else start
-    normalise = cfg.normalise and cfg.method != "rqvae"
+    is_normalized = cfg.normalise and cfg.method != "rqvae"
     how = cfg.conflict.removeprefix("psid_")
-    return conflict.psid(np.asarray(start), np.asarray(params["codebook"]), how, normalise).sids
+    return conflict.psid(np.asarray(start), np.asarray(params["codebook"]), how, is_normalized).sids
 
 
 def reconstruct(params: dict, codes: np.ndarray | jax.Array, cfg: SIDConfig) -> np.ndarray | None:

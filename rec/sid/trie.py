@@ -154,16 +154,16 @@ def step(
     there is no such child (nodes below 0 and codes out of range have none)."""
     if shape.dense[level]:
         inside = (nodes >= 0) & (tokens >= 0) & (tokens < shape.sizes[level])
-        found = trie.dense[level][jnp.maximum(nodes, 0), jnp.where(inside, tokens, 0)]
-        return jnp.where(inside, found, -1)
+        child = trie.dense[level][jnp.maximum(nodes, 0), jnp.where(inside, tokens, 0)]
+        return jnp.where(inside, child, -1)
     low, stop = _span(trie, level, nodes)
     high = stop
     for _ in range(shape.branching[level].bit_length()):
         middle = (low + high) // 2
         less = (trie.token[level][middle] < tokens) & (low < high)
         low, high = jnp.where(less, middle + 1, low), jnp.where(less, high, middle)
-    found = (low < stop) & (trie.token[level][low] == tokens)
-    return jnp.where(found, low, -1)
+    child = (low < stop) & (trie.token[level][low] == tokens)
+    return jnp.where(child, low, -1)
 
 
 def walk(trie: Trie, shape: TrieShape, sids: jax.Array) -> jax.Array:

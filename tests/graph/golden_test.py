@@ -25,7 +25,7 @@ def loaded(root: Path, name: str, protocol: str, index: int = 0) -> tuple[LinkDa
 def summary(root: Path, name: str, protocol: str, heuristic: str) -> dict[str, float]:
     data, graph = loaded(root, name, protocol)
     pairs, scatter = metrics.unique_pairs(*data.split.test)
-    found = metrics.summarise(*scatter(heuristics.scores(heuristic, graph, pairs)))
+    found = metrics.summarize(*scatter(heuristics.scores(heuristic, graph, pairs)))
     return {key: round(100 * value, 2) for key, value in found.items()}
 
 

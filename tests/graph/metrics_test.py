@@ -25,7 +25,7 @@ def test_against_loops(seed: int, private: bool) -> None:
         places += [places[0] + i + 1 for i in range(sum(x == p for x in others))]
         wanted.append(sum(places) / len(places))
     np.testing.assert_allclose(metrics.ranks(pos, neg), wanted)
-    found = metrics.summarise(pos, neg)
+    found = metrics.summarize(pos, neg)
     assert found["mrr"] == pytest.approx(sum(1 / r for r in wanted) / 7) == metrics.mrr(pos, neg)
     for k in metrics.HITS:
         assert found[f"hits@{k}"] == pytest.approx(sum(r <= k for r in wanted) / 7)
@@ -54,7 +54,7 @@ def test_against_scikit_learn() -> None:
 
 def test_constant_scores_stand_in_the_middle() -> None:
     for count in (1, 10, 500):
-        flat = metrics.summarise(np.zeros(4), np.zeros((4, count)))
+        flat = metrics.summarize(np.zeros(4), np.zeros((4, count)))
         assert flat["mrr"] == pytest.approx(1 / (count / 2 + 1))
         assert flat["auc"] == 0.5
     assert 100 * metrics.mrr(np.zeros(4), np.zeros((4, 500))) == pytest.approx(0.398, abs=5e-4)
@@ -114,4 +114,4 @@ def test_bad_scores_are_refused() -> None:
         (np.zeros(0), good, "positives"),
     ):
         with pytest.raises(ValueError, match=message):
-            metrics.summarise(pos, neg)
+            metrics.summarize(pos, neg)

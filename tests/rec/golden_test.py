@@ -248,7 +248,7 @@ def test_reachability(name: str, data_root: Path) -> None:
     if name == "beauty":
         short = take(short, np.maximum(short.lengths - 20, 0), short.lengths)
         assert newest(short, 20)[1].sum() == len(short.items)
-    near = scorers.neighbours(split.train)
+    near = scorers.neighbors(split.train)
     plus = reachability.reachable(split.train, queries)
     hop = reachability.reachable(split.train, queries._replace(history=short))
     wide = reachability.reachable(split.train, queries._replace(history=short), matrix=near)

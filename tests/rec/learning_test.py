@@ -27,8 +27,8 @@ def hits(workdir: Path) -> np.ndarray:
     with manager:
         best = json.loads((workdir / "results.json").read_text())["checkpoint_of"]
         state = checkpoint.restore(manager, best["test/recall@10"], asm.abstract)
-    queries, _, kept = tiger.evaluation_of(asm.config, asm.artifacts).lists(state, "test")
-    return metrics.recall(metrics.rank_in_list(kept, queries.targets), 10)
+    ranking, _ = tiger.make_evaluation(asm.config, asm.artifacts).rank(state, "test")
+    return metrics.recall(ranking.ranks, 10)
 
 
 @pytest.mark.data

@@ -53,7 +53,7 @@ def test_values_against_ten_lines() -> None:
     np.testing.assert_allclose(metrics.mrr(found), [1 / (1 + r) for r in found])
     assert metrics.mrr(np.array([metrics.MISSED])).tolist() == [0]
     assert metrics.recall(np.array([metrics.MISSED]), 10**6).tolist() == [0]
-    values = metrics.summarise(found, (1, 5, 10), "test/", "/x")
+    values = metrics.summarize(found, (1, 5, 10), "test/", "/x")
     assert set(values) == {
         *(f"test/{m}@{k}/x" for m in ("recall", "ndcg") for k in (1, 5, 10)),
         "test/mrr/x",
@@ -63,7 +63,7 @@ def test_values_against_ten_lines() -> None:
         assert values[f"test/ndcg@{k}/x"] <= values[f"test/recall@{k}/x"]
     assert values["test/recall@1/x"] <= values["test/recall@5/x"] <= values["test/recall@10/x"]
     with pytest.raises(ValueError, match="no users"):
-        metrics.summarise(np.zeros(0, np.int32), (5,))
+        metrics.summarize(np.zeros(0, np.int32), (5,))
 
 
 def test_invalid_and_repeated_beams_occupy_ranks_unless_filtered() -> None:

@@ -124,7 +124,7 @@ def test_losses_with_negatives(kind: str, states: np.ndarray) -> None:
 
 def test_training_rows_pair_items_with_the_next() -> None:
     train = pack([[1, 2, 3, 4, 5], [6, 7], [8]], 9)
-    found = system.positions(train, np.array([0, 1]), 3)
+    found = system.make_position_rows(train, np.array([0, 1]), 3)
     assert found["history"].tolist() == [[2, 3, 4], [6, 0, 0]]
     assert found["targets"].tolist() == [[3, 4, 5], [7, 0, 0]]
     assert found["mask"].tolist() == [[True] * 3, [True, False, False]]

@@ -103,7 +103,7 @@ def test_one_interface(method: str) -> None:
 def test_errors_fall_with_every_level(method: str) -> None:
     cfg, params = fitted(method)
     codes = tokenizer.encode(params, rows(), cfg)
-    target = np.asarray(residual.normalised(jnp.asarray(rows()), method != "opq"))
+    target = np.asarray(residual.normalize(jnp.asarray(rows()), method != "opq"))
     figures = report.report(codes, (8,) * 3, target, tokenizer.reconstruct(params, codes, cfg))
     errors = [figures[f"reconstruction/level{level}"] for level in (1, 2, 3)]
     assert errors[0] > 1.05 * errors[1] > 1.1 * errors[2] > 0
@@ -203,7 +203,7 @@ def test_random_codes_are_uniform_and_lsh_keeps_neighbours() -> None:
     sides = (x - x.mean(axis=0)) / x.std(axis=0) @ np.asarray(params["planes"])[1].T > 0
     assert (codes[:, 1] == sides @ np.array([1, 2, 4])).mean() > 0.999
     raw = fixed.moments(jnp.asarray(x), False)
-    np.testing.assert_array_equal(fixed.standardised(raw, jnp.asarray(x)), x)
+    np.testing.assert_array_equal(fixed.standardize(raw, jnp.asarray(x)), x)
 
 
 def test_bad_configs_and_features_are_named() -> None:

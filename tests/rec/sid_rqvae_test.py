@@ -68,10 +68,10 @@ def test_commitment_of_the_deep_level_reaches_the_encoder() -> None:
     latent = rqvae.encoded(start(TINY), rows())
 
     def commitment(latent: jax.Array, levels: int) -> jax.Array:
-        return rqvae.quantise(books[:levels], latent, jax.random.key(0), TINY).commitment
+        return rqvae.quantize(books[:levels], latent, jax.random.key(0), TINY).commitment
 
     one, two = (jax.grad(commitment)(latent, levels) for levels in (1, 2))
-    out = rqvae.quantise(books, latent, jax.random.key(0), TINY)
+    out = rqvae.quantize(books, latent, jax.random.key(0), TINY)
     first = latent - books[0][out.codes[:, 0]]
     second = first - books[1][out.codes[:, 1]]
     np.testing.assert_allclose(one, 2 * first / latent.size, rtol=1e-5, atol=1e-8)
@@ -86,7 +86,7 @@ def test_dense_gradients_reach_every_code_and_leave_the_value_alone() -> None:
     assert not zero(grads["encoder"])
     params = start(TINY)
     latent = rqvae.encoded(params, rows())
-    out = rqvae.quantise(params["codebook"], latent, jax.random.key(0), cfg)
+    out = rqvae.quantize(params["codebook"], latent, jax.random.key(0), cfg)
     plain = jnp.zeros_like(latent)
     for level in range(2):
         plain = plain + params["codebook"][level][out.codes[:, level]]
@@ -123,7 +123,7 @@ def test_straight_through_has_the_value_of_the_codes_and_the_identity_as_gradien
     latent = rqvae.encoded(params, rows())
 
     def total(latent: jax.Array) -> jax.Array:
-        return rqvae.quantise(params["codebook"], latent, jax.random.key(0), TINY).latent
+        return rqvae.quantize(params["codebook"], latent, jax.random.key(0), TINY).latent
 
     value, pull = jax.vjp(total, latent)
     codes = rqvae.encode(params, rows(), TINY)
@@ -136,7 +136,7 @@ def test_gumbel_codes_follow_the_softmax_of_distances() -> None:
     cfg = changed(estimator="gumbel", temperature=0.1)
     book = jnp.asarray([[0.0], [1.0], [1.5]])
     latent = jnp.full((4000, 1), 0.2)
-    out = rqvae.quantise(book[None], latent, jax.random.key(0), cfg)
+    out = rqvae.quantize(book[None], latent, jax.random.key(0), cfg)
     expected = jax.nn.softmax(-((book[:, 0] - 0.2) ** 2))  # the noise is not scaled
     counts = np.bincount(np.asarray(out.codes[:, 0]), minlength=3) / 4000
     np.testing.assert_allclose(counts, expected, atol=0.03)
@@ -150,7 +150,7 @@ def test_sources_have_their_own_encoders_and_decoders() -> None:
     params = start(cfg)
     assert [layers[0]["kernel"].shape[0] for layers in params["encoder"]] == [6, 4]
     assert [layers[-1]["kernel"].shape[1] for layers in params["decoder"]] == [6, 4]
-    x = rqvae.standardised(params, rows())
+    x = rqvae.standardize(params, rows())
     parts = [rqvae.mlp(params["encoder"][0], x[:, :6]), rqvae.mlp(params["encoder"][1], x[:, 6:])]
     np.testing.assert_allclose(rqvae.encoded(params, rows()), parts[0] + parts[1], rtol=1e-5)
     total, out = rqvae.loss(params, rows(), jax.random.key(0), cfg)

@@ -14,8 +14,7 @@ import pytest
 from experiments.runner import loop, reopen, settings
 from experiments.runner.assemble import Assembly, assemble, initial_state
 from experiments.runner.errors import UserError
-from experiments.systems.graph.links import batches as link_batches
-from experiments.systems.graph.links import wiring as links
+from experiments.systems.graph.links import batches, wiring
 from graph import csr, metrics
 from tests.systems.contract_test import on_devices
 from tests.tiers import deep
@@ -31,10 +30,10 @@ def assembled(**changes: Any) -> Assembly:
     return assemble(tiny("pencil", **changes), artifacts())
 
 
-def stream(**changes: Any) -> tuple[link_batches.Stream, links.Loaded]:
+def stream(**changes: Any) -> tuple[batches.Stream, wiring.Loaded]:
     config = tiny("pencil", **changes)
-    loaded = links.load(config)
-    return link_batches.Stream(loaded, settings.groups(config)["sample"], config.seed), loaded
+    loaded = wiring.load(config)
+    return batches.Stream(loaded, settings.groups(config)["sample"], config.seed), loaded
 
 
 def rows(pairs: np.ndarray) -> list[tuple[int, ...]]:
@@ -136,7 +135,7 @@ def test_predicting_needs_nothing_but_the_artifacts(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("experiments.systems.graph.links.wiring.load", refuse)
     predict = asm.experiment.actions["predict"]
-    graph = links.graph_of(artifacts())
+    graph = wiring.build_graph(artifacts())
     u, v = csr.edges_of(graph)[0].tolist()
     pair = predict(state, f"{u} {v}")
     assert f"  {u} {v}  logit" in pair and pair.endswith("(an edge of the graph)")
@@ -267,7 +266,7 @@ def test_regression_learns_its_target_and_knows_the_constant() -> None:
     asm = assemble(tiny("heuristic_regression"))
     assert asm.experiment.batch is not None
     batch = asm.experiment.batch(0)
-    loaded = links.load(asm.config)
+    loaded = wiring.load(asm.config)
     V = loaded.graph.num_nodes
     near = np.zeros((V, V))
     near[tuple(csr.edges_of(loaded.graph).T)] = 1
@@ -281,5 +280,5 @@ def test_regression_learns_its_target_and_knows_the_constant() -> None:
 
 
 def test_metrics_shown_are_metrics_made() -> None:
-    made = metrics.summarise(np.array([1.0, 0.5]), np.array([0.2, 0.7]))
-    assert {*links.SELECTABLE, *links.SHOWN} <= set(made)
+    made = metrics.summarize(np.array([1.0, 0.5]), np.array([0.2, 0.7]))
+    assert {*wiring.SELECTABLE, *wiring.SHOWN} <= set(made)

@@ -193,17 +193,19 @@ def test_published_tables_follow_items_through_the_core(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     toys(tmp_path, users=44)
     from experiments.systems.rec import sid as system
-    from experiments.systems.rec.recommenders import wiring as recommenders
+    from experiments.systems.rec.recommenders import wiring
 
     changes = {"data__format": "amazon2014", "data__name": "toys", "data__root": str(tmp_path)}
-    whole = recommenders.load(tiny("tiger", **changes)).corpus.items
+    whole = wiring.load(tiny("tiger", **changes)).corpus.items
     index = {str(i): [f"<a_{i % 7}>", f"<b_{i // 7}>"] for i in range(len(whole))}
     path = tmp_path / "index.json"
     path.write_text(json.dumps(index))
     config = tiny("tiger", **changes, data__core=4, sid__table=str(path), sid__digit_limit=2)
-    loaded = recommenders.load(config)
+    loaded = wiring.load(config)
     assert 0 < len(loaded.corpus.items) < len(whole)
-    found = system.artifact(config, loaded, np.zeros((len(loaded.corpus.items), 2), np.float32))
+    found = system.make_artifact(
+        config, loaded, np.zeros((len(loaded.corpus.items), 2), np.float32)
+    )
     for name, sid in zip(loaded.corpus.items, found["table"].tolist(), strict=True):
         number = whole.index(name)
         assert sid == [number % 7, number // 7, 0]

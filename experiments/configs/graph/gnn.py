@@ -11,42 +11,31 @@
 Compare with PENCIL on the same links: --mode=report DIR DIR
 """
 
+from dataclasses import replace
+
 from ml_collections import ConfigDict
 
-from experiments.configs.graph import graph_heuristics, pencil
-from experiments.runner import settings
-from graph.config import GNNConfig, OptimConfig
+from experiments.configs.graph import pencil
+from graph.config import GNNConfig
 
-GROUPS = {
-    "data": graph_heuristics.LinkGroup,
-    "sample": pencil.Sampling,
-    "model": GNNConfig,
-    "optim": OptimConfig,
-    "eval": pencil.LinkEval,
-}
-VARIANTS = ("base", "tiny", "h200", "paper")
+GROUPS = {**pencil.PREDICTOR_GROUPS, "model": GNNConfig}
+VARIANTS = pencil.PEER_VARIANTS
 HEADLINE = pencil.HEADLINE
 
 
 def get_config(arg: str = "base") -> ConfigDict:
-    """Config of one variant."""
-    settings.parse_arg(arg, VARIANTS)
-    config = pencil.predictor_config("gnn", arg)
-    small = arg == "tiny"
-    config.model = ConfigDict(
-        {
-            "kind": "gcn",
-            "width": 16 if small else 128,
-            "layers": 2,
-            "heads": 1,
-            "inputs": "learned",
-            "residual": False,
-            "head": "mlp",
-            "head_layers": 2,
-            "dropout": 0.0,
-        }
+    """Builds the config of one variant."""
+    base = GNNConfig(
+        kind="gcn",
+        width=128,
+        layers=2,
+        heads=1,  # of kind "gat"
+        inputs="learned",  # a trained vector per node: most files bring no features
+        residual=False,
+        head="mlp",
+        head_layers=2,
+        dropout=0.0,
     )
-    if arg in ("h200", "paper"):
-        pencil.sampled_as(config, pencil.SETTINGS["paper"])
-        config.model.width = 512
-    return config
+    tiny = replace(base, width=16)
+    paper = replace(base, width=512)
+    return pencil.peer_config("gnn", arg, base=base, tiny=tiny, paper=paper)

@@ -16,6 +16,7 @@ Your edges, FOLDER/NAME.csv with columns source and target: --config.data.format
         --config.data.root=FOLDER --config.data.name=NAME --config.data.split=random
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 from ml_collections import ConfigDict
@@ -27,14 +28,23 @@ from graph.data import reading
 
 @dataclass(frozen=True)
 class LinkGroup:
-    """root: folder of raw files, "" means $BANYAN_DATA; format, name: see graph.data.reading
-    (a "planted" graph is made from its name, a number); split: "fixed" (as the files have it),
-    "random" or "temporal" (made here); index: which of several fixed ones, -1 for all of them (rows
-    without training only); protocol: negatives of valid and test, "original" (the file's, or
-    uniform ones, shared by all links), "heart" (hard ones of each link: the file's, or made here,
-    `hard` for each end) or "ogb" (as exported); valid_share, test_share: of the edges held out by a
-    split that is made; valid_share also of fixed training links, to choose the checkpoint, where
-    the file has no validation; seed: of what is made."""
+    """Says which graph is read and how it is split.
+
+    Attributes:
+        root: folder of raw files; "" means $BANYAN_DATA.
+        format: kind of file, see graph.data.reading; a "planted" graph is made from its name.
+        name: of the graph; a number where it is planted.
+        split: "fixed" (as the files have it), "random" or "temporal" (both made here).
+        index: which of several fixed splits; -1 for all of them (rows without training only).
+        protocol: negatives of valid and test: "original" (the file's, or uniform ones, shared by
+            all links), "heart" (hard ones of each link: the file's, or made here) or "ogb" (as
+            exported).
+        hard: hard negatives made for each end of a link.
+        valid_share: of the edges, held out by a split that is made; also of fixed training links,
+            to choose the checkpoint, where the file has no validation.
+        test_share: of the edges, held out by a split that is made.
+        seed: of what is made.
+    """
 
     root: str
     format: str
@@ -65,14 +75,19 @@ class LinkGroup:
 
 
 def check_heuristics(chosen: tuple[str, ...]) -> None:
-    """Raises ValueError: an unknown one, or one twice."""
+    """Raises ValueError for an unknown heuristic, or one named twice."""
     if not set(chosen) <= set(names.HEURISTICS) or len(set(chosen)) < len(chosen):
         raise ValueError(f"heuristics={chosen!r}: must be different ones of {names.HEURISTICS}")
 
 
 @dataclass(frozen=True)
 class HeuristicEval:
-    """every, select, tolerance: as everywhere (nothing is trained); heuristics: which of them."""
+    """Says which heuristics are evaluated.
+
+    Attributes:
+        every, select, tolerance: as everywhere (nothing is trained).
+        heuristics: names of graph.names.HEURISTICS.
+    """
 
     every: int
     select: tuple[str, str]
@@ -96,33 +111,35 @@ HEADLINE = tuple(
 
 
 def link_config(system: str, arg: str) -> ConfigDict:
-    """Frame and data group of a link predictor: USAir, in :tiny a made-up graph."""
+    """Builds frame and data group of a link predictor: USAir, in :tiny a made-up graph."""
     config = settings.base_config(system, arg)
-    config.data = ConfigDict(
-        {
-            "root": "",
-            "format": "npz",
-            "name": "USAir",
-            "split": "fixed",
-            "index": 0,
-            "protocol": "original",
-            "hard": 250,
-            "valid_share": 0.05,
-            "test_share": 0.1,
-            "seed": 0,
-        }
+    group = LinkGroup(
+        root="",
+        format="npz",
+        name="USAir",
+        split="fixed",
+        index=0,
+        protocol="original",
+        hard=250,
+        valid_share=0.05,
+        test_share=0.1,
+        seed=0,
     )
     if arg == "tiny":
-        config.data.update({"format": "planted", "name": "0", "split": "random"})
+        group = dataclasses.replace(group, format="planted", name="0", split="random")
+    config.data = ConfigDict(dataclasses.asdict(group))
     return config
 
 
 def get_config(arg: str = "base") -> ConfigDict:
-    """Config of one variant."""
+    """Builds the config of one variant."""
     settings.parse_arg(arg, VARIANTS)
     config = link_config("graph_heuristics", arg)
     config.data.index = -1
-    config.eval.heuristics = names.HEURISTICS
+    evaluation = HeuristicEval(
+        every=1000, select=("", "max"), tolerance=1e-6, heuristics=names.HEURISTICS
+    )
+    config.eval = ConfigDict(dataclasses.asdict(evaluation))
     if arg in ("h200", "paper"):
         config.data.name = "citeseer"
     if arg == "paper":

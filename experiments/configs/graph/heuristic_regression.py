@@ -15,22 +15,27 @@ training targets, stands beside every one.
 :paper  the same for 200 epochs at learning rate 2e-4 (not run here).
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
-from experiments.configs.graph import graph_heuristics, pencil
+from experiments.configs.graph import pencil
 from experiments.runner import settings
 from graph import names
-from graph.config import OptimConfig, PencilConfig, SubgraphGNNConfig
-from graph.sampling.config import num_slots
+from graph.config import PencilConfig, SubgraphGNNConfig
+from graph.sampling.config import ladder
 
 KINDS = ("pencil", "gcn", "sage", "gat")
 
 
 @dataclass(frozen=True)
 class Target:
-    """name: the heuristic that is regressed, on the training graph, edges and all."""
+    """Says what is regressed.
+
+    Attributes:
+        name: the heuristic, computed on the training graph, edges and all.
+    """
 
     name: str
 
@@ -41,10 +46,17 @@ class Target:
 
 @dataclass(frozen=True)
 class Regressor:
-    """kind: "pencil", or a graph network on the same subgraphs, "gcn", "sage" or "gat"; width,
-    layers, heads, mlp_width: sizes (mlp_width of PENCIL, heads of PENCIL and "gat"); inputs: of the
-    graph networks, "slots" (a frozen orthogonal vector per slot), "marked" (source, target, others)
-    or "constant"; slots: tokens of a link at most."""
+    """Says which network regresses it.
+
+    Attributes:
+        kind: "pencil", or a graph network on the same subgraphs, "gcn", "sage" or "gat".
+        width, layers: of the network.
+        heads: of PENCIL and "gat".
+        mlp_width: of PENCIL.
+        inputs: of the graph networks: "slots" (a frozen orthogonal vector per slot), "marked"
+            (source, target, others) or "constant".
+        slots: tokens of a link at most.
+    """
 
     kind: str
     width: int
@@ -60,12 +72,17 @@ class Regressor:
         self.config()
 
     def config(self) -> PencilConfig | SubgraphGNNConfig:
-        """Of the model itself."""
+        """Returns the sizes as the network itself takes them."""
         if self.kind == "pencil":
             return PencilConfig(
-                self.slots, self.width, self.heads, self.mlp_width, self.layers,
-                dropout=0.0, attention_dropout=0.0,
-            )  # fmt: skip
+                self.slots,
+                self.width,
+                self.heads,
+                self.mlp_width,
+                self.layers,
+                dropout=0.0,
+                attention_dropout=0.0,
+            )
         return SubgraphGNNConfig(
             self.kind, self.width, self.layers, self.slots, self.heads, self.inputs
         )
@@ -73,9 +90,14 @@ class Regressor:
 
 @dataclass(frozen=True)
 class RegressionEval:
-    """every, select, tolerance: as everywhere; rows: validation positives looked at while training,
-    0 for all; draws: samples of each test link, whose outputs are averaged; batch: links at
-    once."""
+    """Says when and on which links the network is evaluated.
+
+    Attributes:
+        every, select, tolerance: as everywhere.
+        rows: validation positives looked at while training, 0 for all.
+        draws: samples of each test link, whose outputs are averaged.
+        batch: links at once.
+    """
 
     every: int
     select: tuple[str, str]
@@ -91,11 +113,9 @@ class RegressionEval:
 
 
 GROUPS = {
-    "data": graph_heuristics.LinkGroup,
-    "sample": pencil.Sampling,
+    **pencil.PREDICTOR_GROUPS,
     "target": Target,
     "model": Regressor,
-    "optim": OptimConfig,
     "eval": RegressionEval,
 }
 VARIANTS = ("base", "tiny", "h200", "paper")
@@ -103,34 +123,36 @@ HEADLINE = ("test/rmse", "test/r2", "mean/test/rmse")
 
 
 def get_config(arg: str = "base") -> ConfigDict:
-    """Config of one variant."""
+    """Builds the config of one variant."""
     settings.parse_arg(arg, VARIANTS)
     config = pencil.predictor_config("heuristic_regression", arg)
-    small = arg == "tiny"
-    for key in ("top", "candidates", "heuristics"):
-        del config.eval[key]
-    config.eval.update({"select": ("valid/rmse", "min"), "draws": 1})
-    config.target = ConfigDict({"name": "cn"})
-    if not small:
+    evaluation = RegressionEval(
+        every=100, select=("valid/rmse", "min"), tolerance=1e-4, rows=0, draws=1, batch=256
+    )
+    model = Regressor(
+        kind="pencil",
+        width=128,
+        layers=1,
+        heads=4,
+        mlp_width=256,
+        inputs="slots",
+        slots=48,  # the cap of config.sample
+    )
+    if arg == "tiny":
+        evaluation = dataclasses.replace(evaluation, every=10, batch=64)
+        model = dataclasses.replace(model, width=16, heads=2, mlp_width=32, slots=18)
+    else:
         config.data.name = "citeseer"
         config.sample.update({"hops": 2, "fanout": 10, "cap": 48})
         config.train.update({"steps": 600, "save_every": 300})
-    config.model = ConfigDict(
-        {
-            "kind": "pencil",
-            "width": 16 if small else 128,
-            "layers": 1,
-            "heads": 2 if small else 4,
-            "mlp_width": 32 if small else 256,
-            "inputs": "slots",
-            "slots": 18 if small else 48,
-        }
-    )
     if arg in ("h200", "paper"):
+        slots = pencil.CITESEER.slots
         config.sample.update({"fanout": 20, "cap": 0, "rows": 2048, "groups": 4})
-        slots = num_slots(2, 20)
-        config.sample.buckets = (32, 64, 128, 256, 512, slots)
-        config.model.update({"width": 256, "mlp_width": 512, "slots": slots})
+        config.sample.buckets = ladder(slots)
         config.optim.lr = 2e-4
         config.train.update({"steps": 756, "save_every": 200})  # 200 epochs of 2 x 3870 links
+        model = dataclasses.replace(model, width=256, mlp_width=512, slots=slots)
+    config.target = ConfigDict(dataclasses.asdict(Target(name="cn")))
+    config.model = ConfigDict(dataclasses.asdict(model))
+    config.eval = ConfigDict(dataclasses.asdict(evaluation))
     return config

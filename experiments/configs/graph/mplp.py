@@ -7,38 +7,27 @@
 :h200, :paper   Citeseer, shared negatives, signatures of 1024 (not run here).
 """
 
+from dataclasses import replace
+
 from ml_collections import ConfigDict
 
-from experiments.configs.graph import graph_heuristics, pencil
-from experiments.runner import settings
-from graph.config import MPLPConfig, OptimConfig
+from experiments.configs.graph import pencil
+from graph.config import MPLPConfig
 
-GROUPS = {
-    "data": graph_heuristics.LinkGroup,
-    "sample": pencil.Sampling,
-    "model": MPLPConfig,
-    "optim": OptimConfig,
-    "eval": pencil.LinkEval,
-}
-VARIANTS = ("base", "tiny", "h200", "paper")
+GROUPS = {**pencil.PREDICTOR_GROUPS, "model": MPLPConfig}
+VARIANTS = pencil.PEER_VARIANTS
 HEADLINE = pencil.HEADLINE
 
 
 def get_config(arg: str = "base") -> ConfigDict:
-    """Config of one variant."""
-    settings.parse_arg(arg, VARIANTS)
-    config = pencil.predictor_config("mplp", arg)
-    small = arg == "tiny"
-    config.model = ConfigDict(
-        {
-            "slots": 18 if small else 82,
-            "signature": 32 if small else 512,
-            "width": 16 if small else 64,
-            "weighted": True,
-            "dropout": 0.0,
-        }
+    """Builds the config of one variant."""
+    base = MPLPConfig(
+        slots=82,  # nodes around a link at most: 1 hop of 40
+        signature=512,  # length of a node's random vector; counts of longer ones are closer
+        width=64,  # of the MLPs
+        weighted=True,
+        dropout=0.0,
     )
-    if arg in ("h200", "paper"):
-        pencil.sampled_as(config, pencil.SETTINGS["paper"])
-        config.model.update({"slots": config.sample.buckets[-1], "signature": 1024})
-    return config
+    tiny = replace(base, slots=18, signature=32, width=16)
+    paper = replace(base, slots=pencil.CITESEER.slots, signature=1024)
+    return pencil.peer_config("mplp", arg, base=base, tiny=tiny, paper=paper)

@@ -8,41 +8,30 @@
         files at hand lack, it is published at MRR .6403 (NCNC) [secondary]).
 """
 
+from dataclasses import replace
+
 from ml_collections import ConfigDict
 
-from experiments.configs.graph import graph_heuristics, pencil
-from experiments.runner import settings
-from graph.config import NCNConfig, OptimConfig
+from experiments.configs.graph import pencil
+from graph.config import NCNConfig
 
-GROUPS = {
-    "data": graph_heuristics.LinkGroup,
-    "sample": pencil.Sampling,
-    "model": NCNConfig,
-    "optim": OptimConfig,
-    "eval": pencil.LinkEval,
-}
-VARIANTS = ("base", "tiny", "h200", "paper")
+GROUPS = {**pencil.PREDICTOR_GROUPS, "model": NCNConfig}
+VARIANTS = pencil.PEER_VARIANTS
 HEADLINE = pencil.HEADLINE
 
 
 def get_config(arg: str = "base") -> ConfigDict:
-    """Config of one variant."""
-    settings.parse_arg(arg, VARIANTS)
-    config = pencil.predictor_config("ncn", arg)
-    small = arg == "tiny"
-    config.model = ConfigDict(
-        {
-            "kind": "gcn",
-            "width": 16 if small else 128,
-            "layers": 1,
-            "heads": 1,
-            "inputs": "learned",
-            "residual": False,
-            "head_layers": 2,
-            "dropout": 0.0,
-        }
+    """Builds the config of one variant."""
+    base = NCNConfig(
+        kind="gcn",
+        width=128,
+        layers=1,
+        heads=1,  # of kind "gat"
+        inputs="learned",  # a trained vector per node: most files bring no features
+        residual=False,
+        head_layers=2,
+        dropout=0.0,
     )
-    if arg in ("h200", "paper"):
-        pencil.sampled_as(config, pencil.SETTINGS["paper"])
-        config.model.width = 256
-    return config
+    tiny = replace(base, width=16)
+    paper = replace(base, width=256)
+    return pencil.peer_config("ncn", arg, base=base, tiny=tiny, paper=paper)

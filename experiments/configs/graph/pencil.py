@@ -22,30 +22,39 @@ LPFormer there: every run prints the heuristics too.
         heart-pubmed, heart-ddi. Graphs of OGB are exported first: python -m graph.data.ogb_export
 """
 
+import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from experiments.configs.graph import graph_heuristics
+from experiments.configs.graph.graph_heuristics import LinkGroup
 from experiments.runner import settings
 from graph import names
 from graph.config import OptimConfig, PencilConfig
-from graph.sampling.config import SampleConfig, num_slots
+from graph.sampling.config import SampleConfig, ladder, num_slots
 
 BACKENDS = ("auto", "host", "device")
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """hops, fanout, cap, buckets, reference_order: see graph.sampling.config; slots: order of the
-    other tokens, "random" or "sorted" (evaluation of the released code); swap: the endpoints of
-    undirected links change places at random; backend: "host" (NumPy, batches padded to a bucket),
-    "device" (inside the training step, padded to `cap`), "auto" ("device" on accelerators); rows:
-    links of a batch, half of them negatives, even; groups: parts of a batch by size of subgraph,
-    each padded to a bucket of its own, on the host; negatives: "drawn" anew each epoch from pairs
-    that are no edges, or "fixed", those of the split; avoid: drawn negatives are no positives of
-    valid and test either (the paper's may be)."""
+    """Says what is sampled around a link and what a batch of links is made of.
+
+    Attributes:
+        hops, fanout, cap, buckets, reference_order: see graph.sampling.config.
+        slots: order of the other tokens, "random" or "sorted" (evaluation of the released code).
+        swap: the endpoints of undirected links change places at random.
+        backend: "host" (NumPy, batches padded to a bucket), "device" (inside the training step,
+            padded to `cap`) or "auto" ("device" on accelerators).
+        rows: links of a batch, half of them negatives, even.
+        groups: parts of a batch by size of subgraph, each padded to a bucket of its own, on the
+            host.
+        negatives: "drawn" anew each epoch from pairs that are no edges, or "fixed", those of the
+            split.
+        avoid: drawn negatives are no positives of valid and test either (the paper's may be).
+    """
 
     hops: int
     fanout: int
@@ -78,17 +87,25 @@ class Sampling:
             raise ValueError(f"groups={self.groups}: subgraphs are grouped by size on the host")
 
     def config(self) -> SampleConfig:
-        """What is sampled around one link."""
+        """Returns what the sampler itself reads of these fields."""
         return SampleConfig(self.hops, self.fanout, self.cap, self.buckets, self.reference_order)
 
 
 @dataclass(frozen=True)
 class LinkEval:
-    """every: updates between evaluations on split "valid"; select: (metric, "max"|"min");
-    tolerance: absolute, for --mode=check; rows: positives looked at while training, evenly spaced,
-    0 for all (the test always asks all); draws: samples of each test link, whose logits are
-    averaged (validation: one); batch: links scored at once; top, candidates: of
-    --mode=predict --query=NODE; heuristics: rows without training beside the test."""
+    """Says when and on which links a predictor is evaluated.
+
+    Attributes:
+        every: updates between evaluations on split "valid".
+        select: (metric, "max" or "min") that chooses the tested checkpoint.
+        tolerance: absolute, for --mode=check.
+        rows: positives looked at while training, evenly spaced, 0 for all; the test asks all.
+        draws: samples of each test link, whose logits are averaged (validation: one).
+        batch: links scored at once.
+        top: links listed by --mode=predict --query=NODE.
+        candidates: nodes that it chooses from.
+        heuristics: rows without training beside the test.
+    """
 
     every: int
     select: tuple[str, str]
@@ -110,8 +127,11 @@ class LinkEval:
 
 @dataclass(frozen=True)
 class Peer:
-    """steps: updates of the graph network (the system gnn) that is trained on the same links before
-    PENCIL, for a row beside it; 0 for none."""
+    """Says how long a graph network learns for a row beside PENCIL.
+
+    Attributes:
+        steps: updates of the system gnn on the same links, before PENCIL is trained; 0 for no row.
+    """
 
     steps: int
 
@@ -119,19 +139,18 @@ class Peer:
         settings.at_least("peer", 0, steps=self.steps)
 
 
-GROUPS = {
-    "data": graph_heuristics.LinkGroup,
+# Of every learned predictor; each adds its "model".
+PREDICTOR_GROUPS = {
+    "data": LinkGroup,
     "sample": Sampling,
-    "model": PencilConfig,
     "optim": OptimConfig,
     "eval": LinkEval,
-    "peer": Peer,
 }
+GROUPS = {**PREDICTOR_GROUPS, "model": PencilConfig, "peer": Peer}
 
 
 class Setting(NamedTuple):
-    """What the paper trained on one graph (spec pencil 1.1, 1.6): rows: links of an update; epochs:
-    over all `positives` of training, which are counted here for the number of updates."""
+    """Says what PENCIL's paper trained on one graph (spec pencil 1.1, 1.6)."""
 
     graph: str
     protocol: str
@@ -140,16 +159,26 @@ class Setting(NamedTuple):
     layers: int
     width: int
     rows: int
+    """Links of an update."""
     epochs: int | float
+    """Passes over all positives of training."""
     positives: int
+    """Positives of training, counted here for the number of updates."""
 
     @property
     def ogb(self) -> bool:
         return self.graph.startswith("ogbl")
 
+    @property
+    def slots(self) -> int:
+        """Largest number of nodes around a link."""
+        return num_slots(self.hops, self.fanout)
 
+
+CITESEER = Setting("citeseer", "original", 2, 20, 2, 1024, 2048, 150, 3870)
+# graph, protocol, hops, fanout, layers, width, rows, epochs, positives
 SETTINGS = {
-    "paper": Setting("citeseer", "original", 2, 20, 2, 1024, 2048, 150, 3870),
+    "paper": CITESEER,
     "paper-cora": Setting("cora", "original", 2, 20, 8, 512, 2048, 150, 4488),
     "paper-pubmed": Setting("pubmed", "original", 2, 16, 8, 512, 4096, 80, 37676),
     "paper-collab": Setting("ogbl-collab", "ogb", 1, 75, 8, 512, 8192, 10, 1179052),
@@ -160,6 +189,7 @@ SETTINGS = {
     "paper-heart-pubmed": Setting("pubmed", "heart", 2, 20, 4, 512, 2048, 250, 37676),
     "paper-heart-ddi": Setting("ogbl-ddi", "heart", 1, 350, 8, 512, 4096, 8, 1067911),
 }
+PEER_VARIANTS = ("base", "tiny", "h200", "paper")
 VARIANTS = ("base", "tiny", "h200", *SETTINGS)
 METRICS = ("auc", "ap", "mrr", "hits@10", "hits@50")
 HEADLINE = (
@@ -173,99 +203,78 @@ HEADLINE = (
 
 
 def predictor_config(system: str, arg: str) -> ConfigDict:
-    """Frame, data, sample, optim and eval groups of a learned predictor; `model` is left to it."""
+    """Builds frame, data, sample, optim and eval groups of a learned predictor; `model` is left to
+    the caller."""
     config = graph_heuristics.link_config(system, arg)
-    config.sample = ConfigDict(
-        {
-            "hops": 1,
-            "fanout": 40,
-            "cap": 0,
-            "buckets": (),
-            "reference_order": False,
-            "slots": "random",
-            "swap": True,
-            "backend": "auto",
-            "rows": 64,
-            "groups": 1,
-            "negatives": "drawn",
-            "avoid": False,
-        }
+    sampling = Sampling(
+        hops=1,
+        fanout=40,
+        cap=0,
+        buckets=(),
+        reference_order=False,
+        slots="random",
+        swap=True,
+        backend="auto",
+        rows=64,
+        groups=1,
+        negatives="drawn",
+        avoid=False,
     )
-    config.optim = ConfigDict(
-        {"lr": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01, "microbatches": 1}
+    evaluation = LinkEval(
+        every=100,
+        select=("valid/auc", "max"),
+        tolerance=1e-4,
+        rows=0,
+        draws=4,
+        batch=256,
+        top=10,
+        candidates=2000,
+        heuristics=names.HEURISTICS,
     )
     config.train = ConfigDict({"steps": 400, "save_every": 200})
-    config.eval.update(
-        {
-            "every": 100,
-            "select": ("valid/auc", "max"),
-            "tolerance": 1e-4,
-            "rows": 0,
-            "draws": 4,
-            "batch": 256,
-            "top": 10,
-            "candidates": 2000,
-            "heuristics": names.HEURISTICS,
-        }
-    )
     config.log.every = 10
     if arg == "tiny":
-        config.sample.update({"fanout": 8, "rows": 16})
+        sampling = dataclasses.replace(sampling, fanout=8, rows=16)
+        evaluation = dataclasses.replace(evaluation, every=10, draws=2, batch=64, candidates=50)
         config.train.update({"steps": 20, "save_every": 10})
-        config.eval.update({"every": 10, "draws": 2, "batch": 64, "candidates": 50})
-    return config
-
-
-def get_config(arg: str = "base") -> ConfigDict:
-    """Config of one variant."""
-    settings.parse_arg(arg, VARIANTS)
-    config = predictor_config("pencil", arg)
-    small = arg == "tiny"
-    config.peer = ConfigDict({"steps": 20 if small else 400})
-    config.model = ConfigDict(
-        {
-            "slots": 18 if small else 82,
-            "width": 16 if small else 64,
-            "heads": 2 if small else 4,
-            "mlp_width": 32 if small else 128,
-            "layers": 2,
-            "scheme": "adjacency_row",
-            "edge_tokens": 256,
-            "fusion": "none",
-            "propagation": True,
-            "adjacency": True,
-            "symmetric": False,
-            "attention": "softmax",
-            "dropout": 0.0,
-            "attention_dropout": 0.0,
-            "dtype": "float32",
-            "scan": True,
-            "remat": False,
-        }
+    optim = OptimConfig(
+        lr=1e-3,
+        b1=0.9,
+        b2=0.999,
+        eps=1e-8,
+        weight_decay=0.01,
+        microbatches=1,
     )
-    if arg not in ("base", "tiny"):
-        setting = SETTINGS["paper" if arg == "h200" else arg]
-        sampled_as(config, setting)
-        config.peer.steps = 0 if setting.ogb else 400
-        slots, mlp_width = num_slots(setting.hops, setting.fanout), 2048
-        config.model.update({"slots": slots, "width": setting.width, "heads": 8})
-        config.model.update({"mlp_width": mlp_width, "layers": setting.layers})
-        config.model.update({"dropout": 0.1, "attention_dropout": 0.1})
-        config.model.dtype = "bfloat16" if setting.ogb else "float32"
-        config.optim.update({"lr": 1e-4, "microbatches": 1 if setting.ogb else 8})
+    config.sample = ConfigDict(dataclasses.asdict(sampling))
+    config.optim = ConfigDict(dataclasses.asdict(optim))
+    config.eval = ConfigDict(dataclasses.asdict(evaluation))
     return config
 
 
-def sampled_as(config: ConfigDict, setting: Setting) -> None:
+def peer_config(system: str, arg: str, *, base: Any, tiny: Any, paper: Any) -> ConfigDict:
+    """Builds the config of a predictor that stands beside PENCIL, on the same links and samples.
+
+    Args:
+        base, tiny, paper: the model of each variant, a dataclass of graph.config; :h200 and :paper
+            are one setting, Citeseer as PENCIL's paper samples it.
+    """
+    settings.parse_arg(arg, PEER_VARIANTS)
+    config = predictor_config(system, arg)
+    model = {"base": base, "tiny": tiny}.get(arg, paper)
+    config.model = ConfigDict(dataclasses.asdict(model))
+    if arg in ("h200", "paper"):
+        apply_setting(config, CITESEER)
+    return config
+
+
+def apply_setting(config: ConfigDict, setting: Setting) -> None:
     """Sets graph, samples, batches, updates, and how the checkpoint is chosen."""
     config.data.update({"name": setting.graph, "protocol": setting.protocol})
-    slots = num_slots(setting.hops, setting.fanout)
-    buckets = tuple(b for b in (32, 64, 128, 256, 512) if b < slots)
     config.sample.update(
         {
             "hops": setting.hops,
             "fanout": setting.fanout,
-            "buckets": () if setting.ogb else (*buckets, slots),
+            "buckets": () if setting.ogb else ladder(setting.slots),
             "rows": setting.rows,
             "groups": 1 if setting.ogb else 4,
         }
@@ -277,3 +286,51 @@ def sampled_as(config: ConfigDict, setting: Setting) -> None:
     config.eval.select = (f"valid/{best.get(setting.graph, 'mrr')}", "max")
     if setting.ogb:
         config.eval.heuristics = ("cn", "aa", "ra", "pa")
+
+
+def get_config(arg: str = "base") -> ConfigDict:
+    """Builds the config of one variant."""
+    settings.parse_arg(arg, VARIANTS)
+    config = predictor_config("pencil", arg)
+    model = PencilConfig(
+        slots=82,  # nodes around a link at most: 1 hop of 40
+        width=64,
+        heads=4,
+        mlp_width=128,
+        layers=2,
+        scheme="adjacency_row",
+        edge_tokens=256,
+        fusion="none",
+        propagation=True,
+        adjacency=True,
+        symmetric=False,
+        attention="softmax",
+        dropout=0.0,
+        attention_dropout=0.0,
+        dtype="float32",
+        scan=True,
+        remat=False,
+    )
+    peer = Peer(steps=400)
+    if arg == "tiny":
+        model = dataclasses.replace(model, slots=18, width=16, heads=2, mlp_width=32)
+        peer = Peer(steps=20)
+    if arg not in ("base", "tiny"):
+        setting = SETTINGS["paper" if arg == "h200" else arg]
+        apply_setting(config, setting)
+        config.optim.update({"lr": 1e-4, "microbatches": 1 if setting.ogb else 8})
+        model = dataclasses.replace(
+            model,
+            slots=setting.slots,
+            width=setting.width,
+            heads=8,
+            mlp_width=2048,
+            layers=setting.layers,
+            dropout=0.1,
+            attention_dropout=0.1,
+            dtype="bfloat16" if setting.ogb else "float32",
+        )
+        peer = Peer(steps=0 if setting.ogb else 400)
+    config.model = ConfigDict(dataclasses.asdict(model))
+    config.peer = ConfigDict(dataclasses.asdict(peer))
+    return config

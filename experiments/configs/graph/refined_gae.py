@@ -8,39 +8,28 @@
 :paper  the same; its own test figures are of OGB graphs (ogbl-ppa hits@100 78.41 [secondary]).
 """
 
+from dataclasses import replace
+
 from ml_collections import ConfigDict
 
-from experiments.configs.graph import graph_heuristics, pencil
-from experiments.runner import settings
-from graph.config import OptimConfig, RefinedGAEConfig
+from experiments.configs.graph import pencil
+from graph.config import RefinedGAEConfig
 
-GROUPS = {
-    "data": graph_heuristics.LinkGroup,
-    "sample": pencil.Sampling,
-    "model": RefinedGAEConfig,
-    "optim": OptimConfig,
-    "eval": pencil.LinkEval,
-}
-VARIANTS = ("base", "tiny", "h200", "paper")
+GROUPS = {**pencil.PREDICTOR_GROUPS, "model": RefinedGAEConfig}
+VARIANTS = pencil.PEER_VARIANTS
 HEADLINE = pencil.HEADLINE
 
 
 def get_config(arg: str = "base") -> ConfigDict:
-    """Config of one variant."""
-    settings.parse_arg(arg, VARIANTS)
-    config = pencil.predictor_config("refined_gae", arg)
-    small = arg == "tiny"
-    config.model = ConfigDict(
-        {
-            "width": 16 if small else 128,
-            "layers": 2,
-            "residual": 1.0,
-            "features": False,
-            "head_layers": 2,
-            "dropout": 0.0,
-        }
+    """Builds the config of one variant."""
+    base = RefinedGAEConfig(
+        width=128,
+        layers=2,
+        residual=1.0,  # weight of a node's own input in every step
+        features=False,
+        head_layers=2,
+        dropout=0.0,
     )
-    if arg in ("h200", "paper"):
-        pencil.sampled_as(config, pencil.SETTINGS["paper"])
-        config.model.width = 1024
-    return config
+    tiny = replace(base, width=16)
+    paper = replace(base, width=1024)
+    return pencil.peer_config("refined_gae", arg, base=base, tiny=tiny, paper=paper)

@@ -10,39 +10,28 @@ Published AUC, mean of the ten fixed splits [secondary]: USAir .966, PB .947, Ye
 :h200, :paper   Citeseer, shared negatives, width 256 (not run here).
 """
 
+from dataclasses import replace
+
 from ml_collections import ConfigDict
 
-from experiments.configs.graph import graph_heuristics, pencil
-from experiments.runner import settings
-from graph.config import OptimConfig, SEALConfig
+from experiments.configs.graph import pencil
+from graph.config import SEALConfig
 
-GROUPS = {
-    "data": graph_heuristics.LinkGroup,
-    "sample": pencil.Sampling,
-    "model": SEALConfig,
-    "optim": OptimConfig,
-    "eval": pencil.LinkEval,
-}
-VARIANTS = ("base", "tiny", "h200", "paper")
+GROUPS = {**pencil.PREDICTOR_GROUPS, "model": SEALConfig}
+VARIANTS = pencil.PEER_VARIANTS
 HEADLINE = pencil.HEADLINE
 
 
 def get_config(arg: str = "base") -> ConfigDict:
-    """Config of one variant."""
-    settings.parse_arg(arg, VARIANTS)
-    config = pencil.predictor_config("seal", arg)
-    small = arg == "tiny"
-    config.model = ConfigDict(
-        {
-            "width": 16 if small else 64,
-            "layers": 3,
-            "max_label": 100,
-            "pooling": "roots",
-            "features": False,
-            "dropout": 0.0,
-        }
+    """Builds the config of one variant."""
+    base = SEALConfig(
+        width=64,
+        layers=3,
+        max_label=100,  # labels above it share its vector
+        pooling="roots",  # by the endpoints, not by sorting [our choice]
+        features=False,
+        dropout=0.0,
     )
-    if arg in ("h200", "paper"):
-        pencil.sampled_as(config, pencil.SETTINGS["paper"])
-        config.model.width = 256
-    return config
+    tiny = replace(base, width=16)
+    paper = replace(base, width=256)
+    return pencil.peer_config("seal", arg, base=base, tiny=tiny, paper=paper)

@@ -13,6 +13,7 @@ They stand beside every learned row; here they run alone.
 Your data: --config.data.format=own --config.data.interactions=FILE --config.data.item_text=FILE
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 from ml_collections import ConfigDict
@@ -25,16 +26,27 @@ FORMATS = tuple(reading.FORMATS)
 
 @dataclass(frozen=True)
 class RecData:
-    """root: folder of raw files, "" means $BANYAN_DATA; format: "amazon2014" (folder
-    amazon2014/<name> of packed files), "reviews2014" and "reviews2023" (the public files of reviews
-    and metadata of category <name>), "movielens" (folder <name>), "letter" (<name>.inter
-    .json and .index.json), "own" (`interactions`: CSV or Parquet with columns user, item, time;
-    `item_text`: one with item, text), or "planted" (made from the seed: `users` walk over 512 items
-    of a known tree); core: users and items with fewer interactions are left out, again and again,
-    0 keeps all; split: "leave_one_out" or "temporal" (from valid_from and test_from on, seconds);
-    ties, repeats, textless: what to do with equal times ("file", "item", "shuffle"), with an item
-    twice in a row ("refuse", "first", "keep") and with items without text ("refuse", "drop");
-    features: "tfidf" or a .npy file of item vectors in order of the items; feature_dim: of tfidf.
+    """Says which interactions are read and how they are split.
+
+    Attributes:
+        root: folder of raw files; "" means $BANYAN_DATA.
+        format: "amazon2014" (folder amazon2014/<name> of packed files), "reviews2014" and
+            "reviews2023" (the public files of reviews and metadata of category <name>),
+            "movielens" (folder <name>), "letter" (<name>.inter .json and .index.json), "own" (your
+            files `interactions` and `item_text`) or "planted" (made from the seed: `users` walk
+            over 512 items of a known tree).
+        name: of the category or folder.
+        interactions: CSV or Parquet with columns user, item, time.
+        item_text: CSV or Parquet with columns item, text.
+        users: of a planted corpus.
+        core: users and items with fewer interactions are left out, again and again; 0 keeps all.
+        split: "leave_one_out" or "temporal".
+        valid_from, test_from: beginnings of the sides of a temporal split, seconds.
+        ties: order of equal times, "file", "item" or "shuffle".
+        repeats: an item twice in a row: "refuse", "first" or "keep".
+        textless: items without text: "refuse" or "drop".
+        features: "tfidf" or a .npy file of item vectors in order of the items.
+        feature_dim: width of tfidf vectors.
     """
 
     root: str
@@ -79,10 +91,17 @@ class RecData:
 
 @dataclass(frozen=True)
 class RecEval:
-    """every: updates between evaluations on split "valid"; select: (metric, "max"|"min");
-    tolerance: absolute, for --mode=check; rows: validation queries looked at while training, evenly
-    spaced, 0 for all (the test always asks all); top: items of --mode=recommend; draws: of the
-    bootstrap over users behind every interval."""
+    """Says when and on which queries a recommender is evaluated.
+
+    Attributes:
+        every: updates between evaluations on split "valid".
+        select: (metric, "max" or "min") that chooses the tested checkpoint.
+        tolerance: absolute, for --mode=check.
+        rows: validation queries looked at while training, evenly spaced, 0 for all; the test
+            asks all.
+        top: items of --mode=recommend.
+        draws: of the bootstrap over users behind every interval.
+    """
 
     every: int
     select: tuple[str, str]
@@ -109,38 +128,39 @@ HEADLINE = (
 
 
 def rec_config(system: str, arg: str) -> ConfigDict:
-    """Frame, data and eval groups of a recommender: Beauty's 8-core, in :tiny the planted one."""
+    """Builds frame, data and eval groups of a recommender: Beauty's 8-core, in :tiny the planted
+    corpus, in :h200 and :paper whole Beauty."""
     config = settings.base_config(system, arg)
-    config.data = ConfigDict(
-        {
-            "root": "",
-            "format": "amazon2014",
-            "name": "beauty",
-            "interactions": "",
-            "item_text": "",
-            "users": 2000,
-            "core": 8,
-            "split": "leave_one_out",
-            "valid_from": 0,
-            "test_from": 1,
-            "ties": "file",
-            "repeats": "refuse",
-            "textless": "refuse",
-            "features": "tfidf",
-            "feature_dim": 256,
-        }
+    data = RecData(
+        root="",
+        format="amazon2014",
+        name="beauty",
+        interactions="",
+        item_text="",
+        users=2000,
+        core=8,
+        split="leave_one_out",
+        valid_from=0,
+        test_from=1,
+        ties="file",
+        repeats="refuse",
+        textless="refuse",
+        features="tfidf",
+        feature_dim=256,
     )
-    config.eval.update({"rows": 0, "top": 10, "draws": 1000})
+    evaluation = RecEval(every=1000, select=("", "max"), tolerance=1e-6, rows=0, top=10, draws=1000)
     if arg == "tiny":
-        config.data.update({"format": "planted", "name": "planted", "core": 0, "users": 300})
-        config.eval.draws = 100
+        data = dataclasses.replace(data, format="planted", name="planted", core=0, users=300)
+        evaluation = dataclasses.replace(evaluation, draws=100)
     if arg in ("h200", "paper"):
-        config.data.core = 0
+        data = dataclasses.replace(data, core=0)
+    config.data = ConfigDict(dataclasses.asdict(data))
+    config.eval = ConfigDict(dataclasses.asdict(evaluation))
     return config
 
 
 def get_config(arg: str = "base") -> ConfigDict:
-    """Config of one variant."""
+    """Builds the config of one variant."""
     settings.parse_arg(arg, VARIANTS)
     config = rec_config("rec_baselines", arg)
     if arg == "paper":

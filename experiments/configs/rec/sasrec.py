@@ -12,6 +12,7 @@ loss); TIGER there .0648 / .0384.
 :paper  whole Beauty with the paper's loss, one negative (not run here).
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 from ml_collections import ConfigDict
@@ -24,9 +25,14 @@ from rec.models.config import OptimConfig, SASRecConfig
 
 @dataclass(frozen=True)
 class RankerBatch:
-    """rows: users or pairs of a batch; pairs: "positions" trains on every position of a user drawn
-    uniformly; "last_target", "prefixes", "windows" and "genpas" (with exponents alpha, beta, gamma;
-    1e6 is infinity) draw single pairs, see rec.augment."""
+    """Says what a training batch is made of.
+
+    Attributes:
+        rows: users or pairs of a batch.
+        pairs: "positions" trains on every position of a user drawn uniformly; "last_target",
+            "prefixes", "windows" and "genpas" draw single pairs, see rec.augment.
+        alpha, beta, gamma: exponents of "genpas", 1e6 is infinity.
+    """
 
     rows: int
     pairs: str
@@ -35,9 +41,9 @@ class RankerBatch:
     gamma: int | float
 
     def __post_init__(self) -> None:
-        known = ("positions", *names.STRATEGIES)
-        if self.pairs not in known:
-            raise ValueError(f"pairs={self.pairs!r}: must be one of {known}")
+        allowed = ("positions", *names.STRATEGIES)
+        if self.pairs not in allowed:
+            raise ValueError(f"pairs={self.pairs!r}: must be one of {allowed}")
         settings.at_least("augment", 1, rows=self.rows)
 
 
@@ -49,6 +55,7 @@ GROUPS = {
     "eval": rec_baselines.RecEval,
 }
 VARIANTS = ("base", "tiny", "h200", "paper")
+# Of a recommender that learns: its own figures, then the rows without training beside it.
 HEADLINE = (
     "test/recall@5",
     "test/ndcg@5",
@@ -64,61 +71,58 @@ HEADLINE = (
 
 
 def optim_group(lr: float) -> ConfigDict:
-    """AdamW, constant after a warm-up."""
-    return ConfigDict(
-        {
-            "lr": lr,
-            "warmup": 100,
-            "schedule": "constant",
-            "decay": 10_000,
-            "b1": 0.9,
-            "b2": 0.98,
-            "weight_decay": 0.0,
-            "clip": 1.0,
-        }
+    """Builds the optim group: AdamW, constant after a warm-up."""
+    optim = OptimConfig(
+        lr=lr,
+        warmup=100,
+        schedule="constant",
+        decay=10_000,  # not read by a constant schedule
+        b1=0.9,
+        b2=0.98,
+        weight_decay=0.0,
+        clip=1.0,
     )
+    return ConfigDict(dataclasses.asdict(optim))
 
 
 def get_config(arg: str = "base") -> ConfigDict:
-    """Config of one variant."""
+    """Builds the config of one variant."""
     settings.parse_arg(arg, VARIANTS)
     config = rec_baselines.rec_config("sasrec", arg)
-    config.augment = ConfigDict(
-        {"rows": 128, "pairs": "positions", "alpha": 1.0, "beta": 0.0, "gamma": 0.0}
-    )
-    config.model = ConfigDict(
-        {
-            "width": 64,
-            "heads": 1,
-            "mlp_width": 256,
-            "layers": 2,
-            "mlp": "gelu",
-            "pre_norm": True,
-            "attention": "softmax",
-            "dropout": 0.3,
-            "loss": "full",
-            "negatives": 1,
-            "max_items": 50,
-            "dtype": "float32",
-            "scan": True,
-            "remat": False,
-        }
+    batch = RankerBatch(rows=128, pairs="positions", alpha=1.0, beta=0.0, gamma=0.0)
+    model = SASRecConfig(
+        width=64,
+        heads=1,
+        mlp_width=256,
+        layers=2,
+        mlp="gelu",
+        pre_norm=True,
+        attention="softmax",
+        dropout=0.3,
+        loss="full",
+        negatives=1,  # not read by the full softmax
+        max_items=50,
+        dtype="float32",
+        scan=True,
+        remat=False,
     )
     config.optim = optim_group(1e-3)
     config.train.update({"steps": 1000, "save_every": 250})
     config.eval.update({"every": 250, "select": ("valid/ndcg@10", "max")})
     config.log.every = 10
     if arg == "tiny":
-        config.augment.rows = 32
-        config.model.update({"width": 16, "layers": 1, "mlp_width": 32, "max_items": 12})
+        batch = dataclasses.replace(batch, rows=32)
+        model = dataclasses.replace(model, width=16, layers=1, mlp_width=32, max_items=12)
         config.optim.warmup = 5
         config.train.update({"steps": 30, "save_every": 10})
         config.eval.every = 10
         config.log.every = 1
     if arg in ("h200", "paper"):
-        config.augment.rows = 256
+        batch = dataclasses.replace(batch, rows=256)
         config.train.update({"steps": 20_000, "save_every": 2000})
         config.eval.every = 1000
     if arg == "paper":
-        config.model.update({"loss": "bce", "mlp": "relu", "mlp_width": 64, "dropout": 0.5})
+        model = dataclasses.replace(model, loss="bce", mlp="relu", mlp_width=64, dropout=0.5)
+    config.augment = ConfigDict(dataclasses.asdict(batch))
+    config.model = ConfigDict(dataclasses.asdict(model))
     return config

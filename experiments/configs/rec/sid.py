@@ -13,6 +13,7 @@ sources after "Semantic IDs at Snapchat" [secondary].
 A later run reads the table: --config=tiger --config.sid.run=DIR
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 from ml_collections import ConfigDict
@@ -24,9 +25,14 @@ from rec.sid.config import SIDConfig
 
 @dataclass(frozen=True)
 class SIDGroup(SIDConfig):
-    """A tokenizer and where its table comes from: run: folder of an earlier run of system "sid",
-    table: a published index file ({"0": ["<a_1>", ...]} by item, plain or gzip); both empty: fitted
-    here. shuffle: hand the SIDs to items at random, the control that has no meaning."""
+    """Says which tokenizer makes semantic IDs, and where its table comes from.
+
+    Attributes:
+        run: folder of an earlier run of system "sid".
+        table: a published index file ({"0": ["<a_1>", ...]} by item, plain or gzip); where it and
+            `run` are empty, the tokenizer is fitted here.
+        shuffle: hand the SIDs to items at random, the control that has no meaning.
+    """
 
     run: str = ""
     table: str = ""
@@ -38,74 +44,72 @@ class SIDGroup(SIDConfig):
             raise ValueError("run and table: give one of them")
 
 
-GROUPS = {"data": rec_baselines.RecData, "eval": rec_baselines.RecEval, "sid": SIDGroup}
+GROUPS = {
+    "data": rec_baselines.RecData,
+    "eval": rec_baselines.RecEval,
+    "sid": SIDGroup,
+}
 VARIANTS = ("base", "tiny", "h200", "paper")
 HEADLINE = ("test/distinct", "test/uniqueness", "test/usage/level1", "test/reconstruction")
+SID = SIDGroup(
+    method="rkmeans",
+    levels=3,
+    codes=256,
+    steps=300,
+    batch=2048,
+    init_rows=3072,
+    lloyd=10,
+    normalise=True,
+    lr=1e-3,
+    optimiser="adam",
+    warmup=0,
+    decay=False,
+    beta=0.25,
+    estimator="ste",
+    temperature=0.7,
+    dense_gradient=False,
+    kmeans_init=True,
+    dead_code_reset=50,
+    standardise=True,
+    hidden=(256, 128),
+    latent=64,
+    sources=(),
+    conflict="digit",  # a counter for items that share an SID
+    digit_limit=64,
+)
+TINY_SID = dataclasses.replace(SID, codes=8, steps=30, batch=256, init_rows=512)
+"""Codes of the planted tree."""
 
 
-def sid_group() -> ConfigDict:
-    """Residual k-means, 3 x 256, and a counter for items that share an SID."""
-    return ConfigDict(
-        {
-            "method": "rkmeans",
-            "levels": 3,
-            "codes": 256,
-            "steps": 300,
-            "batch": 2048,
-            "init_rows": 3072,
-            "lloyd": 10,
-            "normalise": True,
-            "lr": 1e-3,
-            "optimiser": "adam",
-            "warmup": 0,
-            "decay": False,
-            "beta": 0.25,
-            "estimator": "ste",
-            "temperature": 0.7,
-            "dense_gradient": False,
-            "kmeans_init": True,
-            "dead_code_reset": 50,
-            "standardise": True,
-            "hidden": (256, 128),
-            "latent": 64,
-            "sources": (),
-            "conflict": "digit",
-            "digit_limit": 64,
-            "run": "",
-            "table": "",
-            "shuffle": False,
-        }
-    )
-
-
-def tiny_sid(config: ConfigDict) -> None:
-    """Codes of the planted tree."""
-    config.sid.update({"codes": 8, "steps": 30, "batch": 256, "init_rows": 512, "digit_limit": 64})
+def sid_group(group: SIDGroup) -> ConfigDict:
+    """Turns a tokenizer into the group `sid` of a config."""
+    return ConfigDict(dataclasses.asdict(group))
 
 
 def get_config(arg: str = "base") -> ConfigDict:
-    """Config of one variant."""
+    """Builds the config of one variant."""
     settings.parse_arg(arg, VARIANTS)
     config = rec_baselines.rec_config("sid", arg)
-    config.sid = sid_group()
-    config.train.update({"steps": 300, "save_every": 300})
+    tokenizer = SID
+    save_every = 300
     config.eval.every = 50
     if arg == "tiny":
-        tiny_sid(config)
-        config.train.update({"steps": 30, "save_every": 15})
+        tokenizer = TINY_SID
+        save_every = 15
         config.eval.every = 10
     if arg == "paper":
-        config.sid.update(
-            {
-                "method": "rqvae",
-                "steps": 20_000,
-                "batch": 1024,
-                "hidden": (512, 256, 128),
-                "latent": 32,
-                "warmup": 1000,
-                "decay": True,
-            }
+        tokenizer = dataclasses.replace(
+            tokenizer,
+            method="rqvae",
+            steps=20_000,
+            batch=1024,
+            hidden=(512, 256, 128),
+            latent=32,
+            warmup=1000,
+            decay=True,
         )
-        config.train.update({"steps": 20_000, "save_every": 5000})
+        save_every = 5000
         config.eval.every = 1000
+    config.sid = sid_group(tokenizer)
+    config.train.update({"steps": tokenizer.steps, "save_every": save_every})
     return config

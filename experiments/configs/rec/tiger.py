@@ -19,6 +19,7 @@ item, without training, reaches .0513 / .0668 / .0389 / .0439 there: every run p
 SIDs of an earlier run: --config.sid.run=DIR; published ones: --config.sid.table=FILE
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 from ml_collections import ConfigDict
@@ -31,9 +32,14 @@ from rec.models.config import OptimConfig, TigerConfig
 
 @dataclass(frozen=True)
 class Pairs:
-    """rows: pairs of a batch; pairs: "last_target", "prefixes", "windows" or "genpas", see
-    rec.augment; alpha, beta, gamma: exponents of "genpas", 1e6 is infinity; search: choose them
-    before training by the two-stage search of rec.genpas."""
+    """Says which pairs of history and target are trained on.
+
+    Attributes:
+        rows: pairs of a batch.
+        pairs: "last_target", "prefixes", "windows" or "genpas", see rec.augment.
+        alpha, beta, gamma: exponents of "genpas", 1e6 is infinity.
+        search: choose them before training by the two-stage search of rec.genpas.
+    """
 
     rows: int
     pairs: str
@@ -52,10 +58,17 @@ class Pairs:
 
 @dataclass(frozen=True)
 class BeamEval(rec_baselines.RecEval):
-    """beams: of the search; constrained: along the trie of the catalogue; normaliser: "digit",
-    "full" or "children", see rec.decode.beam; policy: order of items that share an SID, see
-    rec.decode.items; per_sid: items taken of one SID; batch: histories decoded at once; exact: also
-    score the whole catalogue at the test."""
+    """Says how histories are decoded to lists of items.
+
+    Attributes:
+        beams: of the search.
+        constrained: along the trie of the catalogue.
+        normaliser: "digit", "full" or "children", see rec.decode.beam.
+        policy: order of items that share an SID, see rec.decode.items.
+        per_sid: items taken of one SID.
+        batch: histories decoded at once.
+        exact: also score the whole catalogue at the test.
+    """
 
     beams: int
     constrained: bool
@@ -90,73 +103,67 @@ HEADLINE = sasrec.HEADLINE
 
 
 def get_config(arg: str = "base") -> ConfigDict:
-    """Config of one variant."""
+    """Builds the config of one variant."""
     settings.parse_arg(arg, VARIANTS)
     config = rec_baselines.rec_config("tiger", arg)
-    config.sid = sid.sid_group()
-    if arg == "base":  # 803 items: few codes, and no digit that means nothing
-        config.sid.update({"codes": 64, "conflict": "psid_ecm"})
-    config.augment = ConfigDict(
-        {
-            "rows": 256,
-            "pairs": "prefixes",
-            "alpha": 1.0,
-            "beta": 0.0,
-            "gamma": 0.0,
-            "search": False,
-        }
+    pairs = Pairs(rows=256, pairs="prefixes", alpha=1.0, beta=0.0, gamma=0.0, search=False)
+    model = TigerConfig(
+        layout="encoder_decoder",
+        width=64,
+        heads=4,
+        head_dim=16,
+        mlp_width=256,
+        layers=1,
+        mlp="relu",
+        position="t5",
+        attention="softmax",
+        dropout=0.05,
+        user_tokens=0,
+        separators=False,
+        tied=True,
+        softmax="digit",
+        max_items=5,
+        dtype="float32",
+        scan=True,
+        remat=False,
     )
-    config.model = ConfigDict(
-        {
-            "layout": "encoder_decoder",
-            "width": 64,
-            "heads": 4,
-            "head_dim": 16,
-            "mlp_width": 256,
-            "layers": 1,
-            "mlp": "relu",
-            "position": "t5",
-            "attention": "softmax",
-            "dropout": 0.05,
-            "user_tokens": 0,
-            "separators": False,
-            "tied": True,
-            "softmax": "digit",
-            "max_items": 5,
-            "dtype": "float32",
-            "scan": True,
-            "remat": False,
-        }
+    evaluation = BeamEval(
+        every=500,
+        select=("valid/ndcg@10", "max"),
+        tolerance=1e-3,
+        rows=0,
+        top=10,
+        draws=config.eval.draws,
+        beams=20,
+        constrained=True,
+        normaliser="digit",
+        policy="popularity",
+        per_sid=1,
+        batch=128,
+        exact=False,
     )
+    config.sid = sid.sid_group(sid.SID)
+    config.augment = ConfigDict(dataclasses.asdict(pairs))
+    config.model = ConfigDict(dataclasses.asdict(model))
     config.optim = sasrec.optim_group(4e-3)
     config.train.update({"steps": 2000, "save_every": 500})
-    config.eval.update(
-        {
-            "every": 500,
-            "select": ("valid/ndcg@10", "max"),
-            "tolerance": 1e-3,
-            "beams": 20,
-            "constrained": True,
-            "normaliser": "digit",
-            "policy": "popularity",
-            "per_sid": 1,
-            "batch": 128,
-            "exact": False,
-        }
-    )
+    config.eval = ConfigDict(dataclasses.asdict(evaluation))
     config.log.every = 10
+    if arg == "base":  # 803 items: few codes, and no digit that means nothing
+        config.sid.update({"codes": 64, "conflict": "psid_ecm"})
     if arg == "tiny":
-        _tiny(config)
+        _shrink(config)
     if arg == "h200":
-        _h200(config)
+        _follow_grid(config)
     if arg == "paper":
-        _h200(config)
-        _paper(config)
+        _follow_grid(config)
+        _follow_tiger(config)
     return config
 
 
-def _tiny(config: ConfigDict) -> None:
-    sid.tiny_sid(config)
+def _shrink(config: ConfigDict) -> None:
+    """Sets sizes that a test can afford."""
+    config.sid = sid.sid_group(sid.TINY_SID)
     config.augment.rows = 32
     config.model.update({"width": 16, "heads": 2, "head_dim": 8, "mlp_width": 32})
     config.optim.warmup = 5
@@ -165,8 +172,8 @@ def _tiny(config: ConfigDict) -> None:
     config.log.every = 1
 
 
-def _h200(config: ConfigDict) -> None:
-    """The GRID recipe, with our features."""
+def _follow_grid(config: ConfigDict) -> None:
+    """Sets the GRID recipe, with our features."""
     config.model.update(
         {
             "width": 128,
@@ -187,8 +194,9 @@ def _h200(config: ConfigDict) -> None:
     config.eval.update({"every": 2000, "rows": 2048, "beams": 50, "batch": 512})
 
 
-def _paper(config: ConfigDict) -> None:
-    """TIGER's own sizes; its 13M parameters do not follow from them, a plain T5 has 4.6M."""
+def _follow_tiger(config: ConfigDict) -> None:
+    """Sets the sizes that TIGER's paper names; its 13M parameters do not follow from them, a plain
+    T5 of these sizes has 4.6M."""
     config.model.update(
         {
             "mlp": "relu",

@@ -9,27 +9,23 @@ from ml_collections import ConfigDict
 
 from experiments.runner import settings
 from experiments.runner.contract import Experiment, Rows
-from experiments.systems.graph.links import figures as links_figures
-from experiments.systems.graph.links import peer as link_peer
-from experiments.systems.graph.links import predictors as link_predictors
-from experiments.systems.graph.links import scores as link_scores
-from experiments.systems.graph.links import training as link_training
-from experiments.systems.graph.links import wiring as links
+from experiments.systems.graph.links import figures, peer, predictors, scores, training, wiring
 from graph import sample
 from graph.pencil import Pencil, attention_of, gather
 
 
 def prepare(config: ConfigDict) -> dict[str, Any]:
-    """Graph, names, features, card; rows of the heuristics and of a graph network."""
-    found = links.prepare(config)
-    check(config, found)  # before the peer is compiled
-    return {**found, "rows": {**found["rows"], **link_peer.rows(config, found)}}
+    """Makes graph, names, features, card; rows of the heuristics and of a graph network."""
+    artifacts = wiring.prepare(config)
+    check(config, artifacts)  # before the peer is compiled
+    rows = {**artifacts["rows"], **peer.train_and_test(config, artifacts)}
+    return {**artifacts, "rows": rows}
 
 
 def check(config: ConfigDict, artifacts: Mapping[str, Any]) -> None:
-    """Raises ValueError: config.model.slots below what is sampled; features fused where there are
-    none."""
-    link_training.check_slots(config, config.model.slots)
+    """Raises ValueError where config.model.slots is below what is sampled, or features are fused
+    and there are none."""
+    training.check_slots(config, config.model.slots)
     if config.model.fusion != "none" and not np.asarray(artifacts["features"]).shape[1]:
         raise ValueError(
             f"config.model.fusion={config.model.fusion!r}: {config.data.name} brings no node "
@@ -38,31 +34,33 @@ def check(config: ConfigDict, artifacts: Mapping[str, Any]) -> None:
 
 
 def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
-    """Experiment of one config.
+    """Makes the Experiment of one config.
 
     Raises:
         ValueError: several seeds; see `check`.
     """
     check(config, artifacts)
     groups = settings.groups(config)
-    cfg, sampling, features = groups["model"], groups["sample"], np.asarray(artifacts["features"])
+    cfg = groups["model"]
+    featured = cfg.fusion != "none"
+    features = np.asarray(artifacts["features"])
+    graph = wiring.build_graph(artifacts)
+    node_names = list(artifacts["names"])
     model = Pencil(cfg)
-    known = {"graph": links.graph_of(artifacts), "names": list(artifacts["names"])}
 
-    def around(state: Mapping[str, Any], pair: np.ndarray) -> dict[str, bytes | Rows]:
+    def draw_attention(state: Mapping[str, Any], pair: np.ndarray) -> dict[str, bytes | Rows]:
         """The subgraph of a link, and what its task tokens read in the last layer."""
-        found = link_scores.one(known["graph"], pair, sampling)
+        batch = scores.sample_link(graph, pair, groups["sample"])
+        table = gather(features, batch.ids) if featured else None
         variables = {"params": state["params"], "frozen": state["frozen"]}
-        maps = np.asarray(attention_of(model, variables, found, tables(found)))[0]
-        n = int(np.asarray(found.n)[0])
-        adjacency = sample.unpack(np.asarray(found.adj_bits), found.ids.shape[1])[0, :n, :n]
-        names = [known["names"][int(i)] for i in np.asarray(found.ids)[0, :n]]
+        maps = np.asarray(attention_of(model, variables, batch, table))[0]
+        tokens = int(np.asarray(batch.n)[0])
+        bits = np.asarray(batch.adj_bits)
+        adjacency = sample.unpack(bits, batch.ids.shape[1])[0, :tokens, :tokens]
+        names = [node_names[int(i)] for i in np.asarray(batch.ids)[0, :tokens]]
         title = f"{names[0]} - {names[1]}, the likeliest small link of the test; last layer"
-        picture = links_figures.link_picture(adjacency, names, list(maps[:, :n]), title)
+        picture = figures.draw_link(adjacency, names, list(maps[:, :tokens]), title)
         return {"What is read around a link": picture}
 
-    def tables(found: Any) -> Any:
-        return gather(features, found.ids) if cfg.fusion != "none" else None
-
-    predictor = link_predictors.of_subgraphs(model, cfg.fusion != "none")
-    return link_training.make(config, artifacts, predictor, around)
+    predictor = predictors.from_subgraph_model(model, featured)
+    return training.make(config, artifacts, predictor, draw_attention)

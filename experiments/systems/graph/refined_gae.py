@@ -8,20 +8,18 @@ from ml_collections import ConfigDict
 
 from experiments.runner import settings
 from experiments.runner.contract import Experiment
-from experiments.systems.graph.links import predictors as link_predictors
-from experiments.systems.graph.links import training as link_training
-from experiments.systems.graph.links import wiring as links
+from experiments.systems.graph.links import predictors, training, wiring
 from graph.peers.refined_gae import RefinedGAE
 
-prepare = links.prepare
+prepare = wiring.prepare
 
 
 def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
-    """Experiment of one config.
+    """Makes the Experiment of one config.
 
     Raises:
         ValueError: several seeds; node features wanted where there are none.
     """
     cfg = settings.groups(config)["model"]
-    predictor = link_predictors.of_graph(RefinedGAE(cfg), subgraphs=False)
-    return link_training.make(config, artifacts, predictor)
+    predictor = predictors.from_graph_model(RefinedGAE(cfg), subgraphs=False)
+    return training.make(config, artifacts, predictor)

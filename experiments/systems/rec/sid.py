@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wiring of semantic IDs: a tokenizer as a run of its own, or inside another one's prepare."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +14,36 @@ from ml_collections import ConfigDict
 from experiments.runner import checkpoint, data, settings
 from experiments.runner.contract import Experiment, Rows
 from experiments.runner.errors import UserError
-from experiments.systems.rec.recommenders import figures as recommenders_figures
-from experiments.systems.rec.recommenders import wiring as recommenders
+from experiments.systems.rec.recommenders import figures, wiring
+from experiments.systems.rec.recommenders.wiring import Loaded
 from rec.data import sid_files
-from rec.sid import conflict, table, tokenizer
-from rec.sid import report as reports
+from rec.sid import conflict, report, table, tokenizer
 from rec.sid.config import SIDConfig
 
 RULES = ((r"batch/features", P()),)
+SHOWN_ITEMS = 12  # examples in a report
 
 
 def tokenizer_config(config: ConfigDict) -> SIDConfig:
-    """The tokenizer's own part of config.sid."""
+    """Returns the tokenizer's own part of config.sid."""
     return settings.groups(config)["sid"]
 
 
-def check_room(cfg: SIDConfig, items: int) -> None:
-    """Raises ValueError: more items than there are SIDs, where all must differ."""
-    if cfg.conflict.startswith("psid") and items > cfg.codes**cfg.levels:
+def check_capacity(cfg: SIDConfig, items: int) -> None:
+    """Raises ValueError where there are more items than SIDs, and all must differ."""
+    capacity = cfg.codes**cfg.levels
+    if cfg.conflict.startswith("psid") and items > capacity:
         raise ValueError(
             f"config.sid: {items} items do not fit {cfg.codes}^{cfg.levels} = "
-            f"{cfg.codes**cfg.levels} SIDs; raise codes or levels"
+            f"{capacity} SIDs; raise codes or levels"
         )
 
 
 # ------------------------------------------------------------------- as part of another system
 
 
-def artifact(config: ConfigDict, loaded: recommenders.Loaded, vectors: np.ndarray) -> dict:
-    """The SID table of a catalogue: of an earlier run, of a published file, or fitted here.
+def make_artifact(config: ConfigDict, loaded: Loaded, vectors: np.ndarray) -> dict[str, Any]:
+    """Makes the SID table of a catalogue: of an earlier run, of a published file, or fitted here.
 
     Returns: {"table": int32 [N, L], "sizes", "greedy_sizes", "sha256", "report", "params"}.
 
@@ -51,89 +52,96 @@ def artifact(config: ConfigDict, loaded: recommenders.Loaded, vectors: np.ndarra
         ValueError: more items than codes, a group that overflows the counter.
     """
     cfg = tokenizer_config(config)
-    check_room(cfg, len(loaded.corpus.items))
+    check_capacity(cfg, len(loaded.corpus.items))
     if config.sid.run:
-        found = of_run(config.sid.run, loaded.corpus.items)
+        artifact = read_run(config.sid.run, loaded.corpus.items)
     elif config.sid.table:
-        found = of_file(config, loaded)
+        artifact = read_table(config, loaded)
     else:
         params = tokenizer.fit(jax.random.key(config.seed), vectors, cfg)
-        found = finished(params, vectors, cfg)
+        artifact = pack_tokenizer(params, vectors, cfg)
     if config.sid.shuffle:
-        found["table"] = table.shuffled(found["table"], config.seed)
-        found["sha256"] = table.sha256(found["table"], tuple(found["sizes"]))
-    told = found["report"]
+        artifact["table"] = table.shuffled(artifact["table"], config.seed)
+        artifact["sha256"] = table.sha256(artifact["table"], tuple(artifact["sizes"]))
+    quality = artifact["report"]
     print(
-        f"SIDs {found['sha256'][:12]}: {told['distinct']:,.0f} distinct before conflicts are "
-        f"settled, uniqueness {told['uniqueness']:.3f}, largest group {told['largest_group']:.0f}"
+        f"SIDs {artifact['sha256'][:12]}: {quality['distinct']:,.0f} distinct before conflicts are "
+        f"settled, uniqueness {quality['uniqueness']:.3f}, largest group "
+        f"{quality['largest_group']:.0f}"
     )
-    words = reports.reason(told, tuple(found["greedy_sizes"]))
-    if words:
-        print(f"warning: {words}")
-    return found
+    warning = report.reason(quality, tuple(artifact["greedy_sizes"]))
+    if warning:
+        print(f"warning: {warning}")
+    return artifact
 
 
-def finished(params: Any, vectors: np.ndarray, cfg: SIDConfig) -> dict[str, Any]:
-    """A fitted tokenizer as artifact."""
+def pack_tokenizer(params: Any, vectors: np.ndarray, cfg: SIDConfig) -> dict[str, Any]:
+    """Packs a fitted tokenizer and the SIDs it gives as an artifact."""
     sids = tokenizer.assign(params, vectors, cfg)
     return {
         "table": sids,
         "sizes": list(cfg.sizes),
         "greedy_sizes": list(cfg.sizes[: cfg.levels]),
         "sha256": table.sha256(sids, cfg.sizes),
-        "report": judged(params, vectors, cfg)[1],
-        "params": flat(params),
+        "report": encode_and_report(params, vectors, cfg)[1],
+        "params": flatten(params),
     }
 
 
-def judged(params: Any, vectors: np.ndarray, cfg: SIDConfig) -> tuple[np.ndarray, dict[str, float]]:
-    """Greedy codes int32 [N, L], before conflicts are settled, and their report."""
+def encode_and_report(
+    params: Any, vectors: np.ndarray, cfg: SIDConfig
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Encodes items greedily, int32 [N, L], before conflicts are settled, and reports the quality
+    of the codes."""
     codes = tokenizer.encode(params, vectors, cfg)
     decoded = tokenizer.reconstruct(params, codes, cfg)
-    return codes, reports.report(codes, cfg.sizes[: cfg.levels], vectors, decoded)
+    return codes, report.report(codes, cfg.sizes[: cfg.levels], vectors, decoded)
 
 
-def flat(params: Any) -> dict[str, np.ndarray]:
-    """{path: array} of a tokenizer's parameters."""
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x) for p, x in leaves}
+def flatten(params: Any) -> dict[str, np.ndarray]:
+    """Flattens a tokenizer's parameters to {path: array}."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {join_path(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def of_run(folder: str, items: list[str]) -> dict[str, Any]:
-    """The table a finished run of system "sid" left.
+def join_path(path: Any) -> str:
+    """Joins the keys that lead to a leaf by slashes."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def read_run(folder: str, items: list[str]) -> dict[str, Any]:
+    """Reads the table that a finished run of system "sid" left.
 
     Raises:
         UserError: no such run, or a run on other items.
     """
     saved = checkpoint.read(folder)
-    kept = saved["artifacts"]
+    artifacts = saved["artifacts"]
     if saved["config"]["system"] != "sid":
         raise UserError(f"config.sid.run={folder} is a run of {saved['config']['system']}, not sid")
-    if kept["items"] != items:
+    if artifacts["items"] != items:
         raise UserError(
-            f"config.sid.run={folder} has SIDs of {len(kept['items']):,} other items than the "
+            f"config.sid.run={folder} has SIDs of {len(artifacts['items']):,} other items than the "
             f"{len(items):,} here: give both runs the same config.data"
         )
-    config = settings.from_json(saved["config"])
-    cfg = tokenizer_config(config)
-    return finished(restored(cfg, saved, kept), np.asarray(kept["features"]), cfg)
+    cfg = tokenizer_config(settings.from_json(saved["config"]))
+    vectors = np.asarray(artifacts["features"])
+    return pack_tokenizer(restore_params(cfg, saved, vectors), vectors, cfg)
 
 
-def restored(cfg: SIDConfig, saved: Mapping[str, Any], kept: Mapping[str, Any]) -> Any:
-    """Tokenizer parameters of a checkpoint, in the containers the tokenizer gives them."""
-    made = tokenizer.make(cfg)
-    x = jax.ShapeDtypeStruct(np.asarray(kept["features"]).shape, jnp.float32)
+def restore_params(cfg: SIDConfig, saved: Mapping[str, Any], vectors: np.ndarray) -> Any:
+    """Restores tokenizer parameters of a checkpoint, in the containers the tokenizer gives them."""
+    x = jax.ShapeDtypeStruct(vectors.shape, jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    wanted = jax.eval_shape(made.init, key, x)["params"]
-    leaves = flat(saved["state"]["params"])
+    shapes = jax.eval_shape(tokenizer.make(cfg).init, key, x)["params"]
+    leaves = flatten(saved["state"]["params"])
     return jax.tree_util.tree_map_with_path(
-        lambda p, _: jnp.asarray(leaves[jax.tree_util.keystr(p, simple=True, separator="/")]),
-        wanted,
+        lambda path, _: jnp.asarray(leaves[join_path(path)]), shapes
     )
 
 
-def of_file(config: ConfigDict, loaded: recommenders.Loaded) -> dict[str, Any]:
-    """A published table, whose rows are the items of the whole corpus by first appearance.
+def read_table(config: ConfigDict, loaded: Loaded) -> dict[str, Any]:
+    """Reads a published table, whose rows are the items of the whole corpus by first appearance.
 
     Raises:
         UserError: a missing or malformed file, or one of another number of items.
@@ -147,7 +155,7 @@ def of_file(config: ConfigDict, loaded: recommenders.Loaded) -> dict[str, Any]:
         raise UserError(f"config.sid.table: {error}") from error
     whole = ConfigDict(config.to_dict())
     whole.data.core = 0
-    items = recommenders.load(whole).corpus.items
+    items = wiring.load(whole).corpus.items
     if len(items) != len(published):
         raise UserError(
             f"config.sid.table={config.sid.table} has {len(published):,} items, "
@@ -155,18 +163,19 @@ def of_file(config: ConfigDict, loaded: recommenders.Loaded) -> dict[str, Any]:
         )
     number = {name: i for i, name in enumerate(items)}
     codes = published[[number[name] for name in loaded.corpus.items]]
-    sizes = tuple(int(s) for s in published.max(axis=0) + 1)
+    greedy_sizes = tuple(int(size) for size in published.max(axis=0) + 1)
     cfg = tokenizer_config(config)
-    sids, all_sizes = codes, sizes
+    sids = codes
+    sizes = greedy_sizes
     if cfg.conflict == "digit":
         sids = conflict.add_digit(codes, cfg.digit_limit)
-        all_sizes = (*sizes, cfg.digit_limit)
+        sizes = (*greedy_sizes, cfg.digit_limit)
     return {
         "table": sids,
-        "sizes": list(all_sizes),
-        "greedy_sizes": list(sizes),
-        "sha256": table.sha256(sids, all_sizes),
-        "report": reports.report(codes, sizes),
+        "sizes": list(sizes),
+        "greedy_sizes": list(greedy_sizes),
+        "sha256": table.sha256(sids, sizes),
+        "report": report.report(codes, greedy_sizes),
         "params": {},
     }
 
@@ -175,78 +184,87 @@ def of_file(config: ConfigDict, loaded: recommenders.Loaded) -> dict[str, Any]:
 
 
 def prepare(config: ConfigDict) -> dict[str, Any]:
-    """Items and their features."""
-    loaded = recommenders.load(config)
+    """Makes items and their features."""
+    loaded = wiring.load(config)
+    corpus = loaded.corpus
     cfg = tokenizer_config(config)
-    check_room(cfg, len(loaded.corpus.items))
-    vectors = recommenders.features(config, loaded)
+    check_capacity(cfg, len(corpus.items))
+    vectors = wiring.load_features(config, loaded)
     tokenizer.check_features(vectors, cfg)
-    print(
-        f"{loaded.corpus.name}: {len(loaded.corpus.items):,} items of {vectors.shape[1]} features"
-    )
-    return {"items": loaded.corpus.items, "texts": loaded.corpus.texts, "features": vectors}
+    print(f"{corpus.name}: {len(corpus.items):,} items of {vectors.shape[1]} features")
+    return {"items": corpus.items, "texts": corpus.texts, "features": vectors}
+
+
+def check_training(config: ConfigDict, is_trained: bool) -> None:
+    """Raises ValueError where nothing is left to train, or config.train.steps differs from what the
+    method trains."""
+    if config.sid.run or config.sid.table or config.sid.shuffle:
+        raise ValueError("config.sid.run, table and shuffle are for the systems that read SIDs")
+    if not is_trained and config.train.steps:
+        raise ValueError(
+            f"config.train.steps={config.train.steps}: config.sid.method={config.sid.method} is "
+            "complete without training: --config.train.steps=0"
+        )
+    if is_trained and config.train.steps != config.sid.steps:
+        raise ValueError(
+            f"config.train.steps={config.train.steps} must equal config.sid.steps="
+            f"{config.sid.steps}, which decides when levels change"
+        )
 
 
 def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
-    """Experiment of one config.
+    """Makes the Experiment of one config.
 
     Raises:
-        ValueError: several seeds; config.train.steps differs from what the method trains; a table
-            or run, which leaves nothing to train.
+        ValueError: several seeds; see `check_training`.
     """
     settings.one_seed(config)
-    if config.sid.run or config.sid.table or config.sid.shuffle:
-        raise ValueError("config.sid.run, table and shuffle are for the systems that read SIDs")
     cfg = tokenizer_config(config)
-    made = tokenizer.make(cfg)
-    if made.update is None and config.train.steps:
-        raise ValueError(
-            f"config.train.steps={config.train.steps}: config.sid.method={cfg.method} is complete "
-            "without training: --config.train.steps=0"
-        )
-    if made.update is not None and config.train.steps != cfg.steps:
-        raise ValueError(
-            f"config.train.steps={config.train.steps} must equal config.sid.steps={cfg.steps}, "
-            "which decides when levels change"
-        )
+    learner = tokenizer.make(cfg)
+    is_trained = learner.update is not None
+    check_training(config, is_trained)
     vectors = np.asarray(artifacts["features"], np.float32)
     batch = {"features": vectors}
 
     def init(key: jax.Array) -> dict[str, Any]:
-        return {**made.init(jax.random.fold_in(key, 0), jnp.asarray(vectors)), "key": key}
+        return {**learner.init(jax.random.fold_in(key, 0), jnp.asarray(vectors)), "key": key}
 
     def step(state: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[dict, dict]:
-        assert made.update is not None
-        own = {k: v for k, v in state.items() if k != "key"}
+        assert learner.update is not None
+        learner_state = {name: leaf for name, leaf in state.items() if name != "key"}
         key = jax.random.fold_in(state["key"], 1)
-        new, metrics = made.update(own, batch["features"], key)
-        return {**new, "key": state["key"]}, metrics
+        learner_state, metrics = learner.update(learner_state, batch["features"], key)
+        return {**learner_state, "key": state["key"]}, metrics
 
     def evaluate(state: Mapping[str, Any], split: str) -> dict[str, float]:
-        told = judged(state["params"], vectors, cfg)[1]
-        return {f"{split}/{name}": value for name, value in told.items()}
+        _, quality = encode_and_report(state["params"], vectors, cfg)
+        return {f"{split}/{name}": value for name, value in quality.items()}
 
-    def figures(records: Any, state: Mapping[str, Any]) -> dict[str, bytes | Rows]:
+    def draw_figures(records: Any, state: Mapping[str, Any]) -> dict[str, bytes | Rows]:
         del records
-        codes, told = judged(state["params"], vectors, cfg)
-        few = np.linspace(0, len(codes) - 1, 12).astype(int)
-        examples = tuple(
-            ("-".join(map(str, codes[i])), artifacts["items"][i],
-             recommenders.short(artifacts["texts"][i]))
-            for i in few[np.lexsort(codes[few].T[::-1])]
-        )  # fmt: skip
+        codes, quality = encode_and_report(state["params"], vectors, cfg)
         return {
-            "Semantic IDs": recommenders_figures.sid_rows(told, cfg.levels),
-            "Codes in use": recommenders_figures.usage_picture(codes, cfg.sizes[: cfg.levels]),
-            "Examples": Rows(("codes", "item", "text"), examples),
+            "Semantic IDs": figures.sid_rows(quality, cfg.levels),
+            "Codes in use": figures.draw_usage(codes, cfg.sizes[: cfg.levels]),
+            "Examples": list_examples(codes, artifacts["items"], artifacts["texts"]),
         }
 
     return Experiment(
         init=init,
-        step=step if made.update is not None else None,
-        batch=(lambda step, rows=None: batch) if made.update is not None else None,
+        step=step if is_trained else None,
+        batch=(lambda step, rows=None: batch) if is_trained else None,
         evaluate=evaluate,
         rules=RULES,
         selectable=("valid/uniqueness", "valid/reconstruction"),
-        figures=figures,
+        figures=draw_figures,
     )
+
+
+def list_examples(codes: np.ndarray, items: Sequence[str], texts: Sequence[str]) -> Rows:
+    """Lists a few items, evenly spaced, in order of their codes."""
+    chosen = np.linspace(0, len(codes) - 1, SHOWN_ITEMS).astype(int)
+    by_code = chosen[np.lexsort(codes[chosen].T[::-1])]
+    rows = tuple(
+        ("-".join(map(str, codes[i])), items[i], wiring.shorten(texts[i])) for i in by_code.tolist()
+    )
+    return Rows(("codes", "item", "text"), rows)

@@ -29,52 +29,63 @@ Labels = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Inputs(NamedTuple):
-    """What a predictor may read. batch: subgraphs of the links; pairs: int32 [B, 2]; features:
-    float32 [V, F], F = 0 without; senders, receivers: int32 [2 E], the whole graph, both ways,
-    ascending."""
+    """Holds what a predictor may read."""
 
     batch: LinkBatch
+    """Subgraphs of the links."""
     pairs: jax.Array
+    """int32 [B, 2], the links."""
     features: jax.Array
+    """float32 [V, F] of all nodes, F = 0 without."""
     senders: jax.Array
+    """int32 [2 E], edges of the whole graph, both ways, ascending."""
     receivers: jax.Array
+    """int32 [2 E]."""
 
 
 class Predictor(NamedTuple):
-    """init: (key, inputs) -> {"params": .., "frozen": ..}; logits: (variables, inputs, key of
-    dropout or None) -> float32 [B]; subgraphs: whether `inputs.batch` is read, else it is empty;
-    whole: whether the whole graph is, else it has no edges."""
+    """Holds a model of links as two pure functions, and what it reads."""
 
     init: Callable[[jax.Array, Inputs], Variables]
+    """(key, inputs) -> {"params": .., "frozen": ..}."""
     logits: Callable[[Variables, Inputs, jax.Array | None], jax.Array]
+    """(variables, inputs, key of dropout or None) -> float32 [B]."""
     subgraphs: bool
+    """Whether `inputs.batch` is read, else it is empty."""
     whole: bool
+    """Whether the whole graph is read, else it has no edges."""
 
 
-def backend_of(sampling: Any) -> str:
-    """ "host" or "device"."""
+def choose_backend(sampling: Any) -> str:
+    """Chooses "host" or "device"."""
     if sampling.backend != "auto":
         return sampling.backend
     return "device" if jax.default_backend() != "cpu" and sampling.groups == 1 else "host"
 
 
 class Stream:
-    """Links of every training batch: half positives, each once an epoch, half negatives."""
+    """Draws the links of every training batch: half positives, each once an epoch, half
+    negatives."""
 
     def __init__(self, loaded: Loaded, sampling: Any, seed: int) -> None:
-        self._train, self._graph = loaded.data.split.train, loaded.graph
-        self._fixed, self._sampling, self._seed = loaded.data.split.train_neg, sampling, seed
+        split = loaded.data.split
+        self._graph = loaded.graph
+        self._train = split.train
+        self._fixed_negatives = split.train_neg
         self._directed = loaded.data.directed
-        if sampling.negatives == "fixed" and not len(self._fixed):
+        self._sampling = sampling
+        self._seed = seed
+        if sampling.negatives == "fixed" and not len(self._fixed_negatives):
             raise UserError(
                 f"config.sample.negatives='fixed': {loaded.data.name} brings no negatives of "
                 "training; use 'drawn'"
             )
-        split, self._avoid = loaded.data.split, None
+        self._avoided: CSR | None = None
         if sampling.avoid:
-            held = np.concatenate([split.valid.pos, split.test.pos])
+            held_out = np.concatenate([split.valid.pos, split.test.pos])
             nodes = loaded.data.num_nodes
-            self._avoid = csr.build(csr.clean(held, nodes).edges, nodes)
+            self._avoided = csr.build(csr.clean(held_out, nodes).edges, nodes)
+        # A batch touches two epochs at most.
         self._positives = functools.lru_cache(maxsize=2)(self._draw_positives)
         self._negatives = functools.lru_cache(maxsize=2)(self._draw_negatives)
 
@@ -86,20 +97,22 @@ class Stream:
         count = len(self._train)
         if self._sampling.negatives == "fixed":
             rng = np.random.default_rng([self._seed, epoch, 1])
-            return self._fixed[rng.integers(0, len(self._fixed), count)]
-        return negatives.negatives(self._graph, count, self._seed, epoch, avoid=self._avoid)
+            return self._fixed_negatives[rng.integers(0, len(self._fixed_negatives), count)]
+        return negatives.negatives(self._graph, count, self._seed, epoch, avoid=self._avoided)
 
     def epoch(self, step: int) -> int:
-        """Of the first link of a step."""
+        """Returns the epoch of the first link of a step."""
         return step * (self._sampling.rows // 2) // len(self._train)
 
     def links(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """(pairs int32 [rows, 2], labels float32 [rows]): positives first."""
-        half, total = self._sampling.rows // 2, len(self._train)
-        at = step * half + np.arange(half)
+        """Returns (pairs int32 [rows, 2], labels float32 [rows]): positives first."""
+        half = self._sampling.rows // 2
+        total = len(self._train)
+        index = step * half + np.arange(half)
+        epochs = np.unique(index // total).tolist()
         sides = []
-        for made in (self._positives, self._negatives):
-            parts = [made(e)[at[at // total == e] % total] for e in np.unique(at // total).tolist()]
+        for draw_epoch in (self._positives, self._negatives):
+            parts = [draw_epoch(epoch)[index[index // total == epoch] % total] for epoch in epochs]
             sides.append(np.concatenate(parts))
         pairs = np.concatenate(sides).astype(np.int32)
         if self._sampling.swap and not self._directed:
@@ -107,90 +120,122 @@ class Stream:
         return pairs, np.repeat(np.array([1, 0], np.float32), half)
 
 
-def whole_of(graph: CSR, features: np.ndarray, edges: bool) -> dict[str, np.ndarray]:
-    """Leaves WHOLE of `Inputs`, without edges where they are not wanted."""
-    ends = (np.zeros(0, np.int32),) * 2
+def whole_graph_leaves(graph: CSR, features: np.ndarray, edges: bool) -> dict[str, np.ndarray]:
+    """Returns the leaves WHOLE of `Inputs`, without edges where they are not wanted."""
+    senders = np.zeros(0, np.int32)
+    receivers = np.zeros(0, np.int32)
     if edges:
-        rows = np.repeat(np.arange(graph.num_nodes, dtype=np.int32), degrees(graph))
-        ends = rows, np.asarray(graph.indices, np.int32)
-    return dict(zip(WHOLE, (np.asarray(features, np.float32), *ends), strict=True))
+        senders = np.repeat(np.arange(graph.num_nodes, dtype=np.int32), degrees(graph))
+        receivers = np.asarray(graph.indices, np.int32)
+    leaves = (np.asarray(features, np.float32), senders, receivers)
+    return dict(zip(WHOLE, leaves, strict=True))
 
 
 def empty_batch(rows: int) -> LinkBatch:
-    """For predictors that read no subgraph."""
-    bits, some = np.zeros((rows, 2, 1), np.uint32), np.full(rows, 2, np.int32)
-    return LinkBatch(bits, some, np.full((rows, 2), -1, np.int32), np.zeros(rows, np.int32))
+    """Makes the batch of predictors that read no subgraph."""
+    return LinkBatch(
+        np.zeros((rows, 2, 1), np.uint32),
+        np.full(rows, 2, np.int32),
+        np.full((rows, 2), -1, np.int32),
+        np.zeros(rows, np.int32),
+    )
 
 
 class Feeder:
-    """Batches of a run, pure functions of (seed, step)."""
+    """Makes the batches of a run, pure functions of (seed, step)."""
 
     def __init__(
         self, loaded: Loaded, sampling: Any, seed: int, predictor: Predictor, labels: Labels
     ) -> None:
-        self.sampling, self._seed, self._labels = sampling, seed, labels
-        self._predictor, self.config = predictor, sampling.config()
+        self.sampling = sampling
+        self.config = sampling.config()
         self.stream = Stream(loaded, sampling, seed)
-        self.on_device = predictor.subgraphs and backend_of(sampling) == "device"
-        if predictor.subgraphs and not self.on_device:
-            self._graph = host.prepare(loaded.graph)
-        self.fixed: dict[str, np.ndarray] = whole_of(
+        self.on_device = predictor.subgraphs and choose_backend(sampling) == "device"
+        self.steps = 0
+        self._seed = seed
+        self._labels = labels
+        self._predictor = predictor
+        # The same objects in every batch, so they are transferred once.
+        self.fixed: dict[str, np.ndarray] = whole_graph_leaves(
             loaded.graph, loaded.data.features, predictor.whole
         )
-        self.steps = 0
+        if predictor.subgraphs and not self.on_device:
+            self._graph = host.prepare(loaded.graph)
         if self.on_device:
-            put = device.put(loaded.graph)
-            self.steps = put.steps
-            self.fixed |= {"indptr": np.asarray(put.indptr), "indices": np.asarray(put.indices)}
-            if put.dense is not None:
-                self.fixed["dense"] = np.asarray(put.dense)
+            graph = device.put(loaded.graph)
+            self.steps = graph.steps
+            self.fixed["indptr"] = np.asarray(graph.indptr)
+            self.fixed["indices"] = np.asarray(graph.indices)
+            if graph.dense is not None:
+                self.fixed["dense"] = np.asarray(graph.dense)
 
     def batch(self, step: int, rows: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
-        """The links of a step with their subgraphs, or a host's rows of them."""
+        """Returns the links of a step with their subgraphs, or a host's rows of them."""
         pairs, labels = self.stream.links(step)
         labels = self._labels(pairs, labels)
         # Interleaved, so that every part of the batch has as many positives as negatives.
         order = np.arange(len(pairs)).reshape(2, -1).T.reshape(-1)
-        pairs, labels = pairs[order], labels[order]
         if rows is not None:
-            pairs, labels = pairs[rows[0] : rows[1]], labels[rows[0] : rows[1]]
+            order = order[rows[0] : rows[1]]
+        pairs = pairs[order]
+        labels = labels[order]
         epoch = self.stream.epoch(step)
         if self.on_device:
-            known = {"epoch": np.asarray(epoch, np.uint32), **self.fixed}
-            return {"pairs": pairs, "labels": labels, **known}
+            leaves = {"pairs": pairs, "labels": labels, "epoch": np.asarray(epoch, np.uint32)}
+            return {**leaves, **self.fixed}
         if not self._predictor.subgraphs:
             return {"pairs": pairs, "labels": labels, **self.fixed}
-        found = host.sample(
-            self._graph, pairs, self._seed, epoch, self.config, slots=self.sampling.slots,
-            tight=rows is None, workers=WORKERS,
-        )  # fmt: skip
-        sizes = self.config.sizes if rows is None else self.config.sizes[-1:]
-        groups, out = self.sampling.groups, dict(self.fixed)
-        by_size = np.argsort(found.n, kind="stable") if groups > 1 else np.arange(len(pairs))
-        for index, part in enumerate(np.split(by_size, groups)):
-            own = sample.fit(LinkBatch(*(np.asarray(leaf)[part] for leaf in found)), sizes)
-            named = {"pairs": pairs[part], "labels": labels[part], **own._asdict()}
-            mark = f".{index}" if groups > 1 else ""
-            out |= {f"{name}{mark}": leaf for name, leaf in named.items()}
-        return out
+        return self._with_subgraphs(pairs, labels, epoch, whole_batch=rows is None)
+
+    def _with_subgraphs(
+        self, pairs: np.ndarray, labels: np.ndarray, epoch: int, *, whole_batch: bool
+    ) -> dict[str, np.ndarray]:
+        """Samples on the host and pads each group of links to a bucket.
+
+        Of several hosts each sees its rows only, so all pad to the largest bucket to agree.
+        """
+        subgraphs = host.sample(
+            self._graph,
+            pairs,
+            self._seed,
+            epoch,
+            self.config,
+            slots=self.sampling.slots,
+            tight=whole_batch,
+            workers=WORKERS,
+        )
+        sizes = self.config.sizes if whole_batch else self.config.sizes[-1:]
+        groups = self.sampling.groups
+        batch = dict(self.fixed)
+        by_size = np.argsort(subgraphs.n, kind="stable") if groups > 1 else np.arange(len(pairs))
+        for index, group in enumerate(np.split(by_size, groups)):
+            members = LinkBatch(*(np.asarray(leaf)[group] for leaf in subgraphs))
+            padded = sample.fit(members, sizes)
+            leaves = {"pairs": pairs[group], "labels": labels[group], **padded._asdict()}
+            suffix = f".{index}" if groups > 1 else ""
+            batch |= {f"{name}{suffix}": leaf for name, leaf in leaves.items()}
+        return batch
 
     def inputs(self, batch: Mapping[str, Any]) -> list[tuple[Inputs, jax.Array]]:
-        """(inputs, labels) of each group of a batch; subgraphs are drawn here on the device."""
-        out = []
-        for mark in [f".{i}" for i in range(self.sampling.groups)] if "n.0" in batch else [""]:
-            pairs = batch[f"pairs{mark}"]
+        """Returns (inputs, labels) of each group of a batch; on the device subgraphs are drawn
+        here."""
+        groups = []
+        suffixes = [f".{i}" for i in range(self.sampling.groups)] if "n.0" in batch else [""]
+        for suffix in suffixes:
+            pairs = batch[f"pairs{suffix}"]
             if self.on_device:
-                graph = device.Graph(
-                    batch["indptr"], batch["indices"], batch.get("dense"), self.steps
-                )
-                seed = jnp.uint32(self._seed)
-                found = device.sample(
-                    graph, pairs, seed, batch["epoch"], self.config, slots=self.sampling.slots
-                )
+                subgraphs = self._draw_on_device(batch, pairs)
             elif self._predictor.subgraphs:
-                found = LinkBatch(*(batch[f"{name}{mark}"] for name in LinkBatch._fields))
+                subgraphs = LinkBatch(*(batch[f"{name}{suffix}"] for name in LinkBatch._fields))
             else:
-                found = LinkBatch(*(jnp.asarray(leaf) for leaf in empty_batch(len(pairs))))
+                subgraphs = LinkBatch(*(jnp.asarray(leaf) for leaf in empty_batch(len(pairs))))
             whole = (batch[name] for name in WHOLE)
-            out.append((Inputs(found, pairs, *whole), batch[f"labels{mark}"]))
-        return out
+            groups.append((Inputs(subgraphs, pairs, *whole), batch[f"labels{suffix}"]))
+        return groups
+
+    def _draw_on_device(self, batch: Mapping[str, Any], pairs: jax.Array) -> LinkBatch:
+        graph = device.Graph(batch["indptr"], batch["indices"], batch.get("dense"), self.steps)
+        seed = jnp.uint32(self._seed)
+        return device.sample(
+            graph, pairs, seed, batch["epoch"], self.config, slots=self.sampling.slots
+        )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models of the graph library as predictors of links."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -13,27 +14,28 @@ from graph.pencil import gather
 from graph.tuples import GraphsTuple
 
 
-def of_subgraphs(model: nn.Module, featured: bool) -> Predictor:
-    """A model of (batch, features of its tokens or None)."""
+def from_subgraph_model(model: nn.Module, featured: bool) -> Predictor:
+    """Makes a predictor of a model of (batch, features of its tokens or None)."""
 
     def read(inputs: Inputs) -> tuple[Any, ...]:
         table = gather(inputs.features, jnp.asarray(inputs.batch.ids)) if featured else None
         return inputs.batch, table
 
-    return _predictor(model, read, subgraphs=True, whole=False)
+    return _make(model, read, subgraphs=True, whole=False)
 
 
-def of_graph(model: nn.Module, subgraphs: bool) -> Predictor:
-    """A model of (graph, pairs), or of (graph, batch) where it reads subgraphs too."""
+def from_graph_model(model: nn.Module, subgraphs: bool) -> Predictor:
+    """Makes a predictor of a model of (graph, pairs), or of (graph, batch) where it reads subgraphs
+    too."""
 
     def read(inputs: Inputs) -> tuple[Any, ...]:
-        return tuple_of(inputs), inputs.batch if subgraphs else inputs.pairs
+        return build_tuple(inputs), inputs.batch if subgraphs else inputs.pairs
 
-    return _predictor(model, read, subgraphs=subgraphs, whole=True)
+    return _make(model, read, subgraphs=subgraphs, whole=True)
 
 
-def tuple_of(inputs: Inputs) -> GraphsTuple:
-    """The whole graph, all weights 1."""
+def build_tuple(inputs: Inputs) -> GraphsTuple:
+    """Builds the whole graph, all weights 1."""
     return GraphsTuple(
         nodes=inputs.features,
         edges=jnp.ones(len(inputs.senders), jnp.float32),
@@ -45,13 +47,19 @@ def tuple_of(inputs: Inputs) -> GraphsTuple:
     )
 
 
-def _predictor(model: nn.Module, read: Any, *, subgraphs: bool, whole: bool) -> Predictor:
+def _make(
+    model: nn.Module,
+    read: Callable[[Inputs], tuple[Any, ...]],
+    *,
+    subgraphs: bool,
+    whole: bool,
+) -> Predictor:
     def init(key: jax.Array, inputs: Inputs) -> Variables:
         return dict(model.init({"params": key}, *read(inputs)))
 
-    def logits(variables: Variables, inputs: Inputs, key: jax.Array | None) -> jax.Array:
+    def compute_logits(variables: Variables, inputs: Inputs, key: jax.Array | None) -> jax.Array:
         rngs = {} if key is None else {"dropout": key}
-        found: Any = model.apply(variables, *read(inputs), deterministic=key is None, rngs=rngs)
-        return found
+        logits: Any = model.apply(variables, *read(inputs), deterministic=key is None, rngs=rngs)
+        return logits
 
-    return Predictor(init, logits, subgraphs, whole)
+    return Predictor(init, compute_logits, subgraphs, whole)

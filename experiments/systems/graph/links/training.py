@@ -15,8 +15,7 @@ from ml_collections import ConfigDict
 
 from experiments.runner import settings
 from experiments.runner.contract import Experiment, Rows
-from experiments.systems.graph.links import figures as links_figures
-from experiments.systems.graph.links import wiring as links
+from experiments.systems.graph.links import figures, wiring
 from experiments.systems.graph.links.batches import (
     WHOLE,
     Feeder,
@@ -24,9 +23,9 @@ from experiments.systems.graph.links.batches import (
     Labels,
     Predictor,
     empty_batch,
-    whole_of,
+    whole_graph_leaves,
 )
-from experiments.systems.graph.links.scores import Evaluation, Scorer, ready
+from experiments.systems.graph.links.scores import Evaluation, Scorer, make_ready
 from experiments.systems.graph.links.wiring import Loaded
 from graph.sample import LinkBatch
 
@@ -38,76 +37,96 @@ RULES = (
 LOSSES = {"bce": optax.sigmoid_binary_cross_entropy, "mse": optax.squared_error}
 
 
-def optimizer(cfg: Any) -> optax.GradientTransformation:
-    """AdamW at a constant rate, weight decay on everything trained (spec pencil 1.6)."""
+def make_optimizer(cfg: Any) -> optax.GradientTransformation:
+    """Makes AdamW at a constant rate, weight decay on everything trained (spec pencil 1.6)."""
     return optax.adamw(cfg.lr, cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay)
 
 
-def make_step(
-    predictor: Predictor,
-    feeder: Callable[[], Feeder],
-    tx: optax.GradientTransformation,
-    parts: int,
-    loss_name: str,
-) -> Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[dict, dict]]:
-    """One update: mean of a loss of LOSSES over the links.
+Differentiate = Callable[[Mapping[str, Any], Inputs, jax.Array, jax.Array], Any]
+"""(state, inputs, labels, key) -> (metrics, gradients) of a group of links."""
+
+
+def make_differentiate(predictor: Predictor, microbatches: int, loss_name: str) -> Differentiate:
+    """Makes what differentiates the mean of a loss of LOSSES over a group of links.
 
     Args:
-        parts: microbatches of each group, whose gradients are added up one after the other.
+        microbatches: parts of the group, whose gradients are added up one after the other.
     """
 
     def loss(params: Any, frozen: Any, inputs: Inputs, labels: jax.Array, key: jax.Array) -> Any:
         logits = predictor.logits({"params": params, "frozen": frozen}, inputs, key)
         return LOSSES[loss_name](logits, labels).mean(), logits
 
-    def of_part(state: Mapping[str, Any], inputs: Inputs, labels: jax.Array, key: jax.Array) -> Any:
+    def differentiate(
+        state: Mapping[str, Any], inputs: Inputs, labels: jax.Array, key: jax.Array
+    ) -> Any:
+        """(metrics, gradients) of some links at once."""
         (value, logits), gradients = jax.value_and_grad(loss, has_aux=True)(
             state["params"], state["frozen"], inputs, labels, key
         )
-        right = {"accuracy": ((logits > 0) == (labels > 0.5)).mean()} if loss_name == "bce" else {}
-        return {"loss": value, **right}, gradients
+        metrics = {"loss": value}
+        if loss_name == "bce":
+            metrics["accuracy"] = ((logits > 0) == (labels > 0.5)).mean()
+        return metrics, gradients
 
-    def of_group(
+    def differentiate_in_parts(
         state: Mapping[str, Any], inputs: Inputs, labels: jax.Array, key: jax.Array
     ) -> Any:
-        if parts == 1:
-            return of_part(state, inputs, labels, key)
-        cut = lambda x: x.reshape(parts, -1, *x.shape[1:])
-        some = (jax.tree.map(cut, inputs.batch), cut(inputs.pairs), cut(labels))
+        """(metrics, gradients) of a group, one microbatch after the other to save memory."""
+        if microbatches == 1:
+            return differentiate(state, inputs, labels, key)
+        cut = lambda x: x.reshape(microbatches, -1, *x.shape[1:])
+        parts = (jax.tree.map(cut, inputs.batch), cut(inputs.pairs), cut(labels))
 
-        def one(total: Any, index_and_part: Any) -> tuple[Any, None]:
-            index, (batch, pairs, own) = index_and_part
+        def add_part(total: Any, index_and_part: Any) -> tuple[Any, None]:
+            index, (batch, pairs, part_labels) = index_and_part
             part = inputs._replace(batch=batch, pairs=pairs)
-            found = of_part(state, part, own, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, total, found), None
+            gained = differentiate(state, part, part_labels, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, total, gained), None
 
-        like = jax.eval_shape(of_part, state, inputs, labels, key)
-        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
-        total, _ = jax.lax.scan(one, zero, (jnp.arange(parts), some))
-        return jax.tree.map(lambda leaf: leaf / parts, total)
+        shapes = jax.eval_shape(differentiate, state, inputs, labels, key)
+        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        total, _ = jax.lax.scan(add_part, zero, (jnp.arange(microbatches), parts))
+        return jax.tree.map(lambda leaf: leaf / microbatches, total)
+
+    return differentiate_in_parts
+
+
+def make_step(
+    predictor: Predictor,
+    feeder: Callable[[], Feeder],
+    tx: optax.GradientTransformation,
+    differentiate: Differentiate,
+) -> Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[dict, dict]]:
+    """Makes one update: the mean over groups of links of their gradients."""
 
     def step(state: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[dict, dict]:
         key = jax.random.fold_in(state["key"], state["step"])
         groups = feeder().inputs(batch)
-        found = [
-            of_group(state, inputs, labels, jax.random.fold_in(key, index))
+        per_group = [
+            differentiate(state, inputs, labels, jax.random.fold_in(key, index))
             for index, (inputs, labels) in enumerate(groups)
         ]
-        values, gradients = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
+        metrics, gradients = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *per_group)
         updates, opt_state = tx.update(gradients, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         if predictor.subgraphs:
             tokens = jnp.concatenate([inputs.batch.n for inputs, _ in groups])
             dropped = jnp.concatenate([inputs.batch.dropped for inputs, _ in groups])
-            values |= {"tokens": tokens.mean(), "dropped": dropped.mean()}
-        new = {"step": state["step"] + 1, "params": params, "opt_state": opt_state}
-        return {**state, **new}, {name: jnp.float32(value) for name, value in values.items()}
+            metrics |= {"tokens": tokens.mean(), "dropped": dropped.mean()}
+        new_state = {
+            **state,
+            "step": state["step"] + 1,
+            "params": params,
+            "opt_state": opt_state,
+        }
+        return new_state, {name: jnp.float32(value) for name, value in metrics.items()}
 
     return step
 
 
 def check_slots(config: ConfigDict, slots: int) -> None:
-    """Raises ValueError: fewer slots than a link is sampled with."""
+    """Raises ValueError where there are fewer slots than a link is sampled with."""
     most = settings.groups(config)["sample"].config().sizes[-1]
     if slots < most:
         raise ValueError(
@@ -116,8 +135,8 @@ def check_slots(config: ConfigDict, slots: int) -> None:
         )
 
 
-class Trained(NamedTuple):
-    """What learns: three members of an Experiment, and the scores of its states."""
+class Learner(NamedTuple):
+    """Holds what learns: three members of an Experiment, and the scores of its states."""
 
     init: Callable[[Any], dict[str, Any]]
     step: Callable[[Any, Any], tuple[dict, dict]]
@@ -125,45 +144,53 @@ class Trained(NamedTuple):
     scorer: Scorer
 
 
-def trained(
+def make_learner(
     config: ConfigDict,
     artifacts: Mapping[str, Any],
     predictor: Predictor,
     loaded: Callable[[], Loaded],
     labels: Labels,
     loss_name: str,
-) -> Trained:
-    """Training of one config and model.
+) -> Learner:
+    """Makes the training of one config and model.
 
     Raises:
         ValueError: several seeds; microbatches that do not divide a group of links.
     """
     settings.one_seed(config)
     groups = settings.groups(config)
-    sampling, optim = groups["sample"], groups["optim"]
-    if sampling.rows // sampling.groups % optim.microbatches:
+    sampling = groups["sample"]
+    optim = groups["optim"]
+    group_rows = sampling.rows // sampling.groups
+    if group_rows % optim.microbatches:
         raise ValueError(
             f"config.optim.microbatches={optim.microbatches} must divide config.sample.rows / "
-            f"config.sample.groups = {sampling.rows // sampling.groups}"
+            f"config.sample.groups = {group_rows}"
         )
-    tx = optimizer(optim)
+    tx = make_optimizer(optim)
     feeder = functools.cache(lambda: Feeder(loaded(), sampling, config.seed, predictor, labels))
-    graph = links.graph_of(artifacts)
-    whole = whole_of(graph, np.asarray(artifacts["features"]), predictor.whole)
+    features = np.asarray(artifacts["features"])
+    whole = whole_graph_leaves(wiring.build_graph(artifacts), features, predictor.whole)
 
     def init(key: jax.Array) -> dict[str, Any]:
-        some = LinkBatch(*(jnp.asarray(leaf) for leaf in empty_batch(1)))
+        batch = LinkBatch(*(jnp.asarray(leaf) for leaf in empty_batch(1)))
         pair = jnp.zeros((1, 2), jnp.int32)
-        inputs = Inputs(some, pair, *(jnp.asarray(whole[name]) for name in WHOLE))
+        inputs = Inputs(batch, pair, *(jnp.asarray(whole[name]) for name in WHOLE))
         variables = predictor.init(jax.random.fold_in(key, 0), inputs)
-        params, frozen = variables["params"], dict(variables.get("frozen", {}))
-        state = {"step": jnp.int32(0), "key": key, "params": params, "frozen": frozen}
-        return {**state, "opt_state": tx.init(params)}
+        params = variables["params"]
+        return {
+            "step": jnp.int32(0),
+            "key": key,
+            "params": params,
+            "frozen": dict(variables.get("frozen", {})),
+            "opt_state": tx.init(params),
+        }
 
     directed = artifacts["card"]["directed"]
-    return Trained(
+    differentiate = make_differentiate(predictor, optim.microbatches, loss_name)
+    return Learner(
         init=init,
-        step=make_step(predictor, feeder, tx, optim.microbatches, loss_name),
+        step=make_step(predictor, feeder, tx, differentiate),
         batch=lambda step, rows=None: feeder().batch(step, rows),
         scorer=Scorer(predictor, sampling, groups["eval"].batch, directed, whole),
     )
@@ -175,32 +202,34 @@ def make(
     predictor: Predictor,
     around: Callable[[Any, np.ndarray], dict[str, bytes | Rows]] | None = None,
 ) -> Experiment:
-    """Experiment of a link predictor.
+    """Makes the Experiment of a link predictor.
 
     Args:
-        around: see `links_figures.make_figures`.
+        around: see `figures.make_figures`.
 
     Raises:
-        ValueError: see `trained`.
+        ValueError: see `make_learner`.
     """
-    evaluation = settings.groups(config)["eval"]
-    loaded = links.lazily(config, artifacts)
-    learned = trained(config, artifacts, predictor, loaded, lambda _, labels: labels, "bce")
-    judged = Evaluation(config, artifacts, loaded, learned.scorer)
-    known = functools.cache(lambda: ready(links.graph_of(artifacts)))
+    eval_config = settings.groups(config)["eval"]
+    loaded = wiring.load_lazily(config, artifacts)
+    learner = make_learner(config, artifacts, predictor, loaded, lambda _, labels: labels, "bce")
+    evaluation = Evaluation(config, artifacts, loaded, learner.scorer)
+    graph = functools.cache(lambda: make_ready(wiring.build_graph(artifacts)))
 
     def score(state: Mapping[str, Any], pairs: np.ndarray) -> np.ndarray:
-        draws = range(evaluation.draws)
-        return np.mean([learned.scorer(state, known(), pairs, d)[0] for d in draws], axis=0)
+        draws = [
+            learner.scorer(state, graph(), pairs, draw).logits for draw in range(eval_config.draws)
+        ]
+        return np.mean(draws, axis=0)
 
-    predict = links.make_predict(artifacts, evaluation.top, evaluation.candidates, score)
+    predict = wiring.make_predict(artifacts, eval_config.top, eval_config.candidates, score)
     return Experiment(
-        init=learned.init,
-        step=learned.step,
-        batch=learned.batch,
-        evaluate=judged.metrics,
+        init=learner.init,
+        step=learner.step,
+        batch=learner.batch,
+        evaluate=evaluation.metrics,
         rules=RULES,
-        selectable=links.selectable(artifacts),
-        figures=links_figures.make_figures(config, artifacts, judged, around),
+        selectable=wiring.selectable_metrics(artifacts),
+        figures=figures.make_figures(config, artifacts, evaluation, around),
         actions={"predict": predict},
     )

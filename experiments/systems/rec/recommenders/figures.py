@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from experiments.runner.contract import Rows
 from experiments.runner.plots import png
-from experiments.systems.rec.recommenders.wiring import KS, short
+from experiments.systems.rec.recommenders.wiring import KS, shorten
 from rec import metrics
 from rec.baselines import evaluation as baselines
 
@@ -35,28 +35,29 @@ PUBLISHED = {
 Figures = Callable[[Any, Mapping[str, Any]], dict[str, bytes | Rows]]
 
 
-def side_by_side(
+def compare_rows(
     config: ConfigDict, rows: Mapping[str, Any], ours: Mapping[str, Any] | None
 ) -> Rows:
-    """This run, the rows without training, and published ones, on the test queries."""
+    """Lists this run, the rows without training, and published ones, on the test queries."""
 
-    def cells(prefix: str, found: Mapping[str, Any]) -> tuple[Any, ...]:
-        values = [found.get(f"{prefix}test/{name}", "") for name in COLUMNS]
+    def cells(prefix: str, metrics_of_row: Mapping[str, Any]) -> tuple[Any, ...]:
+        values = [metrics_of_row.get(f"{prefix}test/{name}", "") for name in COLUMNS]
         return tuple(v if isinstance(v, str) else float(np.mean(v)) for v in values)
 
     out = []
     if ours is not None:
         out.append((f"{config.system} (this run)", *cells("", ours), "history masked"))
         if "test/recall@10/unmasked" in ours:
-            raw = [float(np.mean(ours[f"test/{name}/unmasked"])) for name in COLUMNS]
-            out.append((f"{config.system} (this run)", *raw, "history not masked"))
+            unmasked = [float(np.mean(ours[f"test/{name}/unmasked"])) for name in COLUMNS]
+            out.append((f"{config.system} (this run)", *unmasked, "history not masked"))
     names = [*baselines.NAMES, *(["bayes"] if "bayes/test/recall@10" in rows else [])]
     for name in names:
         how = "the best any ranker can do" if name == "bayes" else "no training, history masked"
         out.append((name, *cells(f"{name}/", rows), how))
-    note, known = "", PUBLISHED.get(config.data.name, ())
-    if config.data.format == "amazon2014" and known:
-        out += [(name, *values, source) for name, values, source in known]
+    note = ""
+    published = PUBLISHED.get(config.data.name, ())
+    if config.data.format == "amazon2014" and published:
+        out += [(name, *values, source) for name, values, source in published]
         comparable = config.data.core == 0 and config.data.split == "leave_one_out"
         note = (
             "Published rows: whole catalogue, leave-one-out, history not masked."
@@ -68,7 +69,8 @@ def side_by_side(
 
 
 def card_rows(card: Mapping[str, Any]) -> Rows:
-    """The data card; ascending_* is the share of neighbours in raw-name order (.5: no artefact)."""
+    """Lists the data card; ascending_* is the share of neighbors in raw-name order (.5: no
+    artifact)."""
     note = (
         "ascending_pairs: neighbours of a row whose raw names ascend. Far above .5, events of the "
         "same time stand in name order, and counting successors profits from it."
@@ -78,19 +80,19 @@ def card_rows(card: Mapping[str, Any]) -> Rows:
     return Rows(("", "value"), tuple(plain.items()), note)
 
 
-def groups_picture(title: str, found: Mapping[str, Any], prefixes: Mapping[str, str]) -> bytes:
-    """recall@10 by group of queries, a group of bars for each ranking {label: key prefix}."""
+def draw_groups(title: str, rows: Mapping[str, Any], prefixes: Mapping[str, str]) -> bytes:
+    """Draws recall@10 by group of queries, a group of bars for each ranking {label: key prefix}."""
     groups = (*metrics.BUCKETS, "U+", "U-")
-    shown = [g for g in groups if any(f"{p}recall@10/{g}" in found for p in prefixes.values())]
+    shown = [g for g in groups if any(f"{p}recall@10/{g}" in rows for p in prefixes.values())]
     figure = Figure(figsize=(8, 3.2))
     axes = figure.subplots()
     width = 0.8 / max(len(prefixes), 1)
     for index, (label, prefix) in enumerate(prefixes.items()):
-        values = [float(np.mean(found.get(f"{prefix}recall@10/{g}", np.nan))) for g in shown]
+        values = [float(np.mean(rows.get(f"{prefix}recall@10/{g}", np.nan))) for g in shown]
         at = np.arange(len(shown)) + (index - (len(prefixes) - 1) / 2) * width
         axes.bar(at, values, width, label=label)
     first = next(iter(prefixes.values()))
-    labels = [f"{g}\n({float(np.mean(found.get(f'{first}share/{g}', 0))):.0%})" for g in shown]
+    labels = [f"{g}\n({float(np.mean(rows.get(f'{first}share/{g}', 0))):.0%})" for g in shown]
     axes.set_xticks(range(len(shown)), labels)
     axes.set_ylabel("recall@10")
     axes.set_title(title, fontsize=9)
@@ -99,22 +101,22 @@ def groups_picture(title: str, found: Mapping[str, Any], prefixes: Mapping[str, 
     return png(figure)
 
 
-def baseline_groups(rows: Mapping[str, Any]) -> dict[str, str]:
-    """{name: key prefix} of the baselines in `rows`."""
+def baseline_prefixes(rows: Mapping[str, Any]) -> dict[str, str]:
+    """Maps the baselines in `rows` to the prefixes of their keys."""
     return {n: f"{n}/test/" for n in baselines.NAMES if f"{n}/test/recall@10/U+" in rows}
 
 
 def make_baseline_figures(config: ConfigDict, artifacts: Mapping[str, Any]) -> Figures:
-    """Report of the rows without training."""
+    """Makes the report of the rows without training."""
 
     def figures(records: Any, state: Mapping[str, Any]) -> dict[str, bytes | Rows]:
         del state
         tests = [r for r in records if r["split"] == "test"]
-        found = tests[-1] if tests else artifacts["rows"]
+        rows = tests[-1] if tests else artifacts["rows"]
         title = "by popularity of the target, and whether one hop reaches it (share of queries)"
         return {
-            "Side by side": side_by_side(config, artifacts["rows"], None),
-            "Who is served": groups_picture(title, found, baseline_groups(found)),
+            "Side by side": compare_rows(config, artifacts["rows"], None),
+            "Who is served": draw_groups(title, rows, baseline_prefixes(rows)),
             "Data card": card_rows(artifacts["card"]),
         }
 
@@ -122,15 +124,19 @@ def make_baseline_figures(config: ConfigDict, artifacts: Mapping[str, Any]) -> F
 
 
 def recommendation_rows(
-    found: Sequence[tuple[np.ndarray, int, np.ndarray]], items: Sequence[str], texts: Sequence[str]
+    lists: Sequence[tuple[np.ndarray, int, np.ndarray]], items: Sequence[str], texts: Sequence[str]
 ) -> Rows:
-    """What users had, what came next, and what is recommended."""
+    """Lists what users had, what came next, and what is recommended.
+
+    Args:
+        lists: (history, target, recommended items) of each user.
+    """
 
     def line(item: int) -> str:
-        return f"{items[item]}: {short(texts[item])}"
+        return f"{items[item]}: {shorten(texts[item])}"
 
     rows: list[tuple[str, ...]] = []
-    for number, (history, target, recommended) in enumerate(found, 1):
+    for number, (history, target, recommended) in enumerate(lists, 1):
         rows += [(f"user {number}", "had", line(int(i))) for i in history[-3:]]
         rows.append((f"user {number}", "then came", line(int(target))))
         for place, item in enumerate(recommended[:5], 1):
@@ -141,7 +147,7 @@ def recommendation_rows(
 
 
 def sid_rows(report: Mapping[str, float], levels: int) -> Rows:
-    """Quality of semantic IDs by level."""
+    """Lists the quality of semantic IDs by level."""
     names = ("usage", "entropy", "perplexity", "top_share", "reconstruction")
     rows = tuple(
         (f"level {i + 1}", *(report.get(f"{n}/level{i + 1}", "") for n in names))
@@ -157,8 +163,8 @@ def sid_rows(report: Mapping[str, float], levels: int) -> Rows:
     return Rows(("", *names), rows, note)
 
 
-def usage_picture(codes: np.ndarray, sizes: Sequence[int]) -> bytes:
-    """How many items have each code, codes of a level in descending order."""
+def draw_usage(codes: np.ndarray, sizes: Sequence[int]) -> bytes:
+    """Draws how many items have each code, codes of a level in descending order."""
     figure = Figure(figsize=(2.9 * len(sizes) + 0.4, 2.6))
     axes = figure.subplots(1, len(sizes), squeeze=False)[0]
     for level, (panel, size) in enumerate(zip(axes, sizes, strict=True)):
@@ -177,7 +183,7 @@ def make_ranker_figures(
     artifacts: Mapping[str, Any],
     lists: Callable[[Mapping[str, Any]], Sequence[tuple[np.ndarray, int, np.ndarray]]],
 ) -> Figures:
-    """Report of a learned recommender.
+    """Makes the report of a learned recommender.
 
     Args:
         lists: state -> (history, target, recommended items) of a few test users.
@@ -187,12 +193,12 @@ def make_ranker_figures(
         tests = [r for r in records if r["split"] == "test"]
         ours = tests[-1] if tests else None
         out: dict[str, bytes | Rows] = {
-            "Side by side": side_by_side(config, artifacts["rows"], ours)
+            "Side by side": compare_rows(config, artifacts["rows"], ours)
         }
         if ours is not None:
             title = "by popularity of the target, and whether one hop reaches it (share of queries)"
-            prefixes = {config.system: "test/", **baseline_groups(ours)}
-            out["Who is served"] = groups_picture(title, ours, prefixes)
+            prefixes = {config.system: "test/", **baseline_prefixes(ours)}
+            out["Who is served"] = draw_groups(title, ours, prefixes)
         out["Recommendations"] = recommendation_rows(
             lists(state), artifacts["items"], artifacts["texts"]
         )
@@ -200,7 +206,7 @@ def make_ranker_figures(
             sid = artifacts["sid"]
             levels = len(sid["greedy_sizes"])
             out["Semantic IDs"] = sid_rows(sid["report"], levels)
-            out["Codes in use"] = usage_picture(
+            out["Codes in use"] = draw_usage(
                 np.asarray(sid["table"])[:, :levels], sid["greedy_sizes"]
             )
         out["Data card"] = card_rows(artifacts["card"])

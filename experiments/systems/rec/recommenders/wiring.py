@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all recommenders share: the corpus and its split, the rows without training that every
-learned one stands beside, how a ranking is judged, and --mode=recommend.
+learned one stands beside, the metrics of a ranking, and --mode=recommend.
 
 The interactions are no artifact: they are read again through the data root and their SHA-256, which
 is one, is compared. Names and texts of items are artifacts, so that a run folder can recommend.
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.runner import data
+from experiments.runner import data, inputs
 from experiments.runner.errors import UserError
 from experiments.runner.queries import lookup
 from rec import augment, metrics, text
@@ -30,22 +30,23 @@ from rec.data.sequences import Corpus, Queries, Split
 KS = (5, 10)
 SELECTABLE = tuple(f"valid/{name}@{k}" for name in ("recall", "ndcg") for k in KS)
 TEXT_WIDTH = 90
-NO_FILES = "  without files: the variant :tiny, or --config.data.format=planted"
 
 
 class Loaded(NamedTuple):
-    """law: float64 [N, N] next-item distribution of a planted corpus, else None; all_texts: of the
-    items before the k-core; kept: int [N] those of them that are in the corpus."""
+    """Holds a corpus and its split, read once."""
 
     corpus: Corpus
     split: Split
     law: np.ndarray | None
+    """float64 [N, N] next-item distribution of a planted corpus, else None."""
     all_texts: list[str]
-    kept: np.ndarray
+    """Texts of the items before the k-core."""
+    in_core: np.ndarray
+    """int [N], those of them that are in the corpus."""
 
 
 def load(config: ConfigDict) -> Loaded:
-    """Corpus and split of config.data.
+    """Reads corpus and split of config.data.
 
     Raises:
         UserError: missing or malformed files, unknown names, a split that has an empty side.
@@ -55,16 +56,18 @@ def load(config: ConfigDict) -> Loaded:
 
 @functools.lru_cache(maxsize=4)
 def _load(values: str, seed: int) -> Loaded:
-    group, law = ConfigDict(json.loads(values)), None
-    try:
+    group = ConfigDict(json.loads(values))
+    law = None
+    with inputs.explain_failures():
         if group.format == "planted":
-            made = planted.planted(seed, users=group.users)
-            corpus, law = made.corpus, made.law
+            made_up = planted.planted(seed, users=group.users)
+            corpus = made_up.corpus
+            law = made_up.law
             if group.core:
                 raise ValueError("core: a planted corpus is whole, give 0")
         else:
             corpus = _read(group, seed)
-        whole = {name: i for i, name in enumerate(corpus.items)}
+        number = {name: i for i, name in enumerate(corpus.items)}
         all_texts = corpus.texts
         if group.core:
             corpus = seq.kcore(corpus, group.core)
@@ -72,12 +75,8 @@ def _load(values: str, seed: int) -> Loaded:
             split = seq.temporal(corpus.sequences, group.valid_from, group.test_from)
         else:
             split = seq.leave_one_out(corpus.sequences)
-    except data.DataError as error:
-        raise UserError(f"{error}\n{NO_FILES}") from error
-    except (ValueError, OSError) as error:
-        missing = "missing" in str(error) or isinstance(error, FileNotFoundError)
-        raise UserError(f"config.data: {error}" + (f"\n{NO_FILES}" if missing else "")) from error
-    return Loaded(corpus, split, law, all_texts, np.array([whole[name] for name in corpus.items]))
+    in_core = np.array([number[name] for name in corpus.items])
+    return Loaded(corpus, split, law, all_texts, in_core)
 
 
 def _read(group: ConfigDict, seed: int) -> Corpus:
@@ -87,14 +86,15 @@ def _read(group: ConfigDict, seed: int) -> Corpus:
         paths = [Path(p).expanduser() for p in (group.interactions, group.item_text)]
         events, texts = (p if p.is_file() else root / p for p in paths)
         return own.read(events, texts, policy=policy)
-    known = f"{group.format}/{group.name}" if group.format == "amazon2014" else group.name
-    if known in data.declared():
-        data.fingerprints(known, group.root)  # verified where it is a dataset that is known
+    dataset = f"{group.format}/{group.name}" if group.format == "amazon2014" else group.name
+    if dataset in data.declared():
+        data.fingerprints(dataset, group.root)  # a dataset with declared hashes is verified
     return reading.read(group.format, group.name, root, policy)
 
 
-def features(config: ConfigDict, loaded: Loaded) -> np.ndarray:
-    """float32 [N, d] item vectors: of a file, or TF-IDF and SVD of the texts, out of the cache.
+def load_features(config: ConfigDict, loaded: Loaded) -> np.ndarray:
+    """Reads item vectors float32 [N, d] from a file, or TF-IDF and SVD of the texts from the
+    cache.
 
     Either way of all items there are before the k-core, whose rows are then taken.
 
@@ -105,28 +105,32 @@ def features(config: ConfigDict, loaded: Loaded) -> np.ndarray:
     if group.features != "tfidf":
         try:
             path = Path(group.features).expanduser()
-            return embeddings.load(path, len(loaded.all_texts))[loaded.kept]
+            return embeddings.load(path, len(loaded.all_texts))[loaded.in_core]
         except (ValueError, OSError) as error:
             raise UserError(f"config.data.features={group.features}: {error}") from error
     key = [cards.texts_sha256(loaded.all_texts), group.feature_dim]
-    make = lambda: {"x": text.encode(loaded.all_texts, group.feature_dim)}
-    return data.packed("tfidf", key, make)["x"][loaded.kept]
+    encode = lambda: {"x": text.encode(loaded.all_texts, group.feature_dim)}
+    return data.packed("tfidf", key, encode)["x"][loaded.in_core]
 
 
-def prepare(config: ConfigDict, loaded: Loaded, vectors: np.ndarray) -> dict[str, Any]:
-    """Artifacts of any recommender: items, data card, and the rows without training."""
-    corpus, split, law = loaded.corpus, loaded.split, loaded.law
+def prepare(loaded: Loaded, vectors: np.ndarray) -> dict[str, Any]:
+    """Makes the artifacts of any recommender: items, data card, and the rows without training."""
+    corpus = loaded.corpus
+    split = loaded.split
     card = cards.card(corpus, split)
-    found = baselines.evaluate(split, vectors, KS, "test")
-    rows = found.metrics
-    if law is not None:
-        rows = rows | metrics.summarise(planted.bayes_ranks(law, split.test), KS, "bayes/test/")
+    baseline = baselines.evaluate(split, vectors, KS, "test")
+    rows = baseline.metrics
+    names = baselines.NAMES
+    if loaded.law is not None:
+        ranks = planted.bayes_ranks(loaded.law, split.test)
+        rows = rows | metrics.summarize(ranks, KS, "bayes/test/")
+        names = (*names, "bayes")
     print(
         f"{card['name']}: {card['users']:,} users, {card['items']:,} items, "
         f"{card['interactions']:,} interactions; neighbours in raw-name order "
         f"{card['ascending_pairs']:.3f}, validation to test {card['ascending_valid_test']:.3f}"
     )
-    for name in (*baselines.NAMES, *(["bayes"] if law is not None else [])):
+    for name in names:
         cells = " ".join(f"{m} {rows[f'{name}/test/{m}']:.4f}" for m in ("recall@10", "ndcg@10"))
         print(f"  {name:<12} test: {cells}")
     return {
@@ -134,36 +138,30 @@ def prepare(config: ConfigDict, loaded: Loaded, vectors: np.ndarray) -> dict[str
         "texts": corpus.texts,
         "card": card,
         "rows": rows,
-        "ranks": found.ranks,
-        "plus": found.plus,
+        "ranks": baseline.ranks,
+        "plus": baseline.plus,
         "popularity": scorers.counts(split.train),
     }
 
 
-def lazily(config: ConfigDict, artifacts: Mapping[str, Any]) -> Callable[[], Loaded]:
-    """The corpus a run began with, read when it is first needed: recommending needs none.
+def load_lazily(config: ConfigDict, artifacts: Mapping[str, Any]) -> Callable[[], Loaded]:
+    """Returns a function that reads the corpus a run began with when it is first needed:
+    recommending needs none.
 
     Raises (when called):
         UserError: other interactions than those.
     """
-
-    @functools.cache
-    def loaded() -> Loaded:
-        found = load(config)
-        sha256 = cards.sequences_sha256(found.corpus.sequences)
-        expected = artifacts["card"]["sha256_sequences"]
-        if sha256 != expected:
-            raise UserError(
-                f"config.data.name={config.data.name}: not the interactions this run began with: "
-                f"SHA-256 {sha256}, expected {expected}"
-            )
-        return found
-
-    return loaded
+    return inputs.read_once(
+        lambda: load(config),
+        lambda loaded: cards.sequences_sha256(loaded.corpus.sequences),
+        config,
+        "interactions",
+        artifacts["card"]["sha256_sequences"],
+    )
 
 
-def exponents_of(pairs: Any) -> augment.Exponents:
-    """Exponents of one of the named strategies, or those of the config."""
+def choose_exponents(pairs: Any) -> augment.Exponents:
+    """Returns the exponents of one of the named strategies, or those of the config."""
     fixed = {
         "last_target": augment.LAST_TARGET,
         "prefixes": augment.PREFIXES,
@@ -172,64 +170,71 @@ def exponents_of(pairs: Any) -> augment.Exponents:
     return fixed.get(pairs.pairs, augment.Exponents(pairs.alpha, pairs.beta, pairs.gamma))
 
 
-def pair_batch(tables: augment.Tables, rows: int) -> dict[str, np.ndarray]:
-    """What the device draws pairs from: the tables, row numbers, and an array as long as the
+def make_pair_batch(tables: augment.Tables, rows: int) -> dict[str, np.ndarray]:
+    """Makes what the device draws pairs from: the tables, row numbers, and an array as long as the
     longest user, for its static shape. The same objects at every step, so sent once."""
     longest = np.zeros(int(np.asarray(tables.lengths).max()), np.int8)
-    own = {name: np.asarray(value) for name, value in tables._asdict().items()}
-    return {"row": np.arange(rows, dtype=np.int32), "longest": longest, **own}
+    leaves = {name: np.asarray(value) for name, value in tables._asdict().items()}
+    return {"row": np.arange(rows, dtype=np.int32), "longest": longest, **leaves}
 
 
-def rows_of(batch: dict[str, np.ndarray], rows: tuple[int, int] | None) -> dict[str, np.ndarray]:
-    """The batch, or a host's part of its rows."""
+def take_rows(batch: dict[str, np.ndarray], rows: tuple[int, int] | None) -> dict[str, np.ndarray]:
+    """Returns the batch, or a host's part of its rows."""
     return batch if rows is None else {**batch, "row": batch["row"][rows[0] : rows[1]]}
 
 
-def queries_of(split: Split, side: str, rows: int) -> Queries:
-    """Queries of one side; on valid at most `rows` of them, evenly spaced (0: all)."""
-    if side == "test" or not rows or rows >= len(split.valid.targets):
-        return split.test if side == "test" else split.valid
-    at = np.linspace(0, len(split.valid.targets) - 1, rows).astype(np.int64)
-    found = split.valid
-    return Queries(found.users[at], seq.select(found.history, at), found.targets[at])
+def select_queries(split: Split, side: str, rows: int) -> Queries:
+    """Selects the queries of one side; on valid at most `rows` of them, evenly spaced (0: all)."""
+    if side == "test":
+        return split.test
+    queries = split.valid
+    count = len(queries.targets)
+    if not rows or rows >= count:
+        return queries
+    index = np.linspace(0, count - 1, rows).astype(np.int64)
+    return Queries(queries.users[index], seq.select(queries.history, index), queries.targets[index])
 
 
-def judge(
-    side: str,
-    queries: Queries,
-    ranks: np.ndarray,
-    items: np.ndarray,
-    artifacts: Mapping[str, Any],
-    split: Split,
-    draws: int,
+class Ranking(NamedTuple):
+    """Holds what a recommender answers to Q queries, items of the history left out."""
+
+    queries: Queries
+    ranks: np.ndarray
+    """int [Q], places of the targets, from 0."""
+    items: np.ndarray
+    """int [Q, K], lists, -1 for no item."""
+
+
+def evaluate_ranking(
+    side: str, ranking: Ranking, artifacts: Mapping[str, Any], split: Split, draws: int
 ) -> dict[str, Any]:
-    """Metrics of one ranking with the history masked; at the test also its uncertainty, groups of
-    users, and the rows of the baselines with the paired difference to each.
+    """Computes the metrics of a ranking; at the test also its uncertainty, groups of users, and the
+    rows without training with the paired difference to each.
 
     Args:
-        ranks: int [Q] places of the targets, from 0; items: int [Q, K] lists, -1 for none.
         draws: of the bootstrap over users.
     """
-    out = metrics.summarise(ranks, KS, f"{side}/")
-    out[f"{side}/coverage@10"] = metrics.coverage(items[:, :10], queries.history.num_items)
+    queries = ranking.queries
+    ranks = ranking.ranks
+    first_ten = ranking.items[:, :10]
+    out = metrics.summarize(ranks, KS, f"{side}/")
+    out[f"{side}/coverage@10"] = metrics.coverage(first_ten, queries.history.num_items)
     if side != "test":
         return out
     out |= artifacts["rows"]
-    plus = np.asarray(artifacts["plus"], bool)
-    groups = reachability.groups(plus) | metrics.bucket_groups(
-        np.asarray(artifacts["popularity"]), queries.targets
-    )
+    groups = reachability.groups(np.asarray(artifacts["plus"], bool))
+    groups |= metrics.bucket_groups(np.asarray(artifacts["popularity"]), queries.targets)
     out |= metrics.by_group(ranks, groups, KS, "test/")
-    near = reachability.candidates(split.train, queries)
-    out["test/one_hop@10"] = reachability.one_hop_ratio(items[:, :10], near)
+    one_hop = reachability.candidates(split.train, queries)
+    out["test/one_hop@10"] = reachability.one_hop_ratio(first_ten, one_hop)
     hits = metrics.recall(ranks, 10)
     low, high = metrics.bootstrap(hits, draws=draws)
     out |= {"test/recall@10/low": low, "test/recall@10/high": high}
-    for name, other in artifacts["ranks"].items():
-        theirs = metrics.recall(np.asarray(other), 10)
-        low, high = metrics.paired_bootstrap(hits, theirs, draws=draws)
+    for name, baseline_ranks in artifacts["ranks"].items():
+        baseline_hits = metrics.recall(np.asarray(baseline_ranks), 10)
+        low, high = metrics.paired_bootstrap(hits, baseline_hits, draws=draws)
         key = f"test/recall@10/minus_{name}"
-        out |= {key: float((hits - theirs).mean()), f"{key}/low": low, f"{key}/high": high}
+        out |= {key: float((hits - baseline_hits).mean()), f"{key}/low": low, f"{key}/high": high}
     return out
 
 
@@ -237,16 +242,19 @@ def judge(
 
 
 class Answer(NamedTuple):
-    """items: int [K], best first, -1 for none; scores: float [K]."""
+    """Holds recommended items, best first; of several queries in rows [Q, K]."""
 
     items: np.ndarray
+    """int [K], -1 for no item."""
     scores: np.ndarray
+    """float [K]."""
 
 
 def make_recommend(
     artifacts: Mapping[str, Any], top: int, max_items: int, answer: Callable[[Any, Any], Answer]
 ) -> Callable[[Mapping[str, Any], str], str]:
-    """--mode=recommend --query="item item item", one history per line, oldest item first.
+    """Makes the action --mode=recommend --query="item item item", one history per line, oldest item
+    first.
 
     Args:
         answer: (state, int32 [T] history) -> Answer, items of the history left out.
@@ -259,41 +267,41 @@ def make_recommend(
         if not lines:
             raise UserError('--query="": give items of a history, oldest first, or @FILE')
         histories = [[lookup(name, number, "item") for name in line] for line in lines]
-        out = []
-        for names, history in zip(lines, histories, strict=True):
-            note = ""
-            if len(history) > max_items:
-                note = f" (the newest {max_items} are read)"
-            out.append(f"after {' '.join(names)}{note}:")
-            found = answer(state, np.asarray(history[-max_items:], np.int32))
-            for place, (item, score) in enumerate(
-                zip(found.items[:top], found.scores[:top], strict=True), 1
-            ):
-                if item >= 0:
-                    out.append(f"{place:>3}  {score:8.4f}  {items[item]}  {short(texts[item])}")
+        answers = [write(state, *both) for both in zip(lines, histories, strict=True)]
+        return "\n".join(answers)
+
+    def write(state: Mapping[str, Any], names: list[str], history: list[int]) -> str:
+        note = f" (the newest {max_items} are read)" if len(history) > max_items else ""
+        out = [f"after {' '.join(names)}{note}:"]
+        best = answer(state, np.asarray(history[-max_items:], np.int32))
+        listed = zip(best.items[:top], best.scores[:top], strict=True)
+        for place, (item, score) in enumerate(listed, 1):
+            if item >= 0:
+                out.append(f"{place:>3}  {score:8.4f}  {items[item]}  {shorten(texts[item])}")
         return "\n".join(out)
 
     return recommend
 
 
-def short(words: str) -> str:
-    """The beginning of a text, on one line."""
+def shorten(words: str) -> str:
+    """Returns the beginning of a text, on one line."""
     return textwrap.shorten(words, TEXT_WIDTH, placeholder=" ...")
 
 
-def leave_out(items: np.ndarray, scores: np.ndarray, history: np.ndarray) -> Answer:
-    """An answer without the items of the history."""
-    keep = ~np.isin(items, history) & (items >= 0)
-    return Answer(items[keep], scores[keep])
+def drop_history(items: np.ndarray, scores: np.ndarray, history: np.ndarray) -> Answer:
+    """Makes an answer without the items of the history."""
+    is_new = ~np.isin(items, history) & (items >= 0)
+    return Answer(items[is_new], scores[is_new])
 
 
 def make_lists(
     loaded: Callable[[], Loaded], answer: Callable[[Any, np.ndarray], Answer]
 ) -> Callable[[Mapping[str, Any]], list[tuple[np.ndarray, int, np.ndarray]]]:
-    """state -> (history, target, recommended items) of three test users, evenly spaced."""
+    """Makes state -> (history, target, recommended items) of three test users, evenly spaced."""
 
     def lists(state: Mapping[str, Any]) -> list[tuple[np.ndarray, int, np.ndarray]]:
-        queries, out = loaded().split.test, []
+        queries = loaded().split.test
+        out = []
         for row in np.linspace(0, len(queries.targets) - 1, 3).astype(int).tolist():
             history = queries.history.of(row)
             out.append((history, int(queries.targets[row]), answer(state, history).items))
