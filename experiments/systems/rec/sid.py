@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from experiments.runner import checkpoint, data, settings
+from experiments.runner import checkpoint, data, serving, settings
 from experiments.runner.contract import Experiment, Rows
 from experiments.runner.errors import UserError
 from experiments.systems.rec.recommenders import figures, wiring
@@ -115,7 +115,8 @@ def read_run(folder: str, items: list[str]) -> dict[str, Any]:
     Raises:
         UserError: no such run, or a run on other items.
     """
-    saved = checkpoint.read(folder)
+    step, _ = serving.step_to_serve(Path(folder))
+    saved = checkpoint.read(folder, step)
     artifacts = saved["artifacts"]
     if saved["config"]["system"] != "sid":
         raise UserError(f"config.sid.run={folder} is a run of {saved['config']['system']}, not sid")
