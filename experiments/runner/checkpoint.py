@@ -4,6 +4,7 @@
     checkpoints/<step>/state      arrays, sharded, written by every process
     checkpoints/<step>/config     JSON
     checkpoints/<step>/artifacts  arrays; JSON values travel as UTF-8 bytes under the key "json"
+    artifacts/<digest>            artifacts above SHARED_BYTES, once for all steps, which name it
 
 The checksum of every leaf is kept in the metadata of the step and compared by whoever reads it:
 array files alone would hand out flipped bits without a word. Everything uses the stable
@@ -11,6 +12,7 @@ array files alone would hand out flipped bits without a word. Everything uses th
 matching topology; it is what reviewers use.
 """
 
+import hashlib
 import json
 import logging
 import zlib
@@ -24,12 +26,15 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments.runner import digest, settings
+from experiments.runner import digest, hosts, settings
 from experiments.runner.errors import UserError
 from experiments.runner.sharding import leaf_paths
 
 Tree = Any
 FOLDER = "checkpoints"
+SHARED_FOLDER = "artifacts"
+SHARED_BYTES = 8 << 20
+SHARED = "__shared__"  # the only key of artifacts that lie in SHARED_FOLDER
 Best = Callable[[Sequence[int]], int | None]
 # What orbax and TensorStore raise on files that are missing, torn or overwritten.
 DAMAGE = (ValueError, KeyError, OSError, AttributeError, TypeError, RuntimeError)
@@ -107,6 +112,8 @@ def save(
     }
     with _failing(manager):
         manager.check_for_errors()
+        if sum(array.nbytes for array in packed.values()) > SHARED_BYTES:
+            packed = _share(Path(str(manager.directory)).parent, packed, sums["artifacts"])
         manager.save(
             step,
             args=ocp.args.Composite(
@@ -117,6 +124,21 @@ def save(
             custom_metadata={"digest": sums},
             force=True,
         )
+
+
+def _share(
+    workdir: Path, packed: Mapping[str, np.ndarray], checksums: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Writes large artifacts beside the checkpoints, unless they are there; returns what a
+    checkpoint holds in their place."""
+    text = json.dumps(checksums, sort_keys=True).encode()
+    name = hashlib.sha256(text).hexdigest()[:16]
+    directory = (workdir / SHARED_FOLDER / name).resolve()
+    if not hosts.agree(directory.is_dir()):  # it appears by one rename, so it is whole
+        checkpointer = ocp.StandardCheckpointer()
+        checkpointer.save(directory, dict(packed))
+        checkpointer.wait_until_finished()
+    return pack_artifacts({SHARED: name})
 
 
 def check_saves(manager: ocp.CheckpointManager) -> None:
@@ -268,17 +290,22 @@ def restore(manager: ocp.CheckpointManager, step: int, abstract: Tree) -> Tree:
 
 
 def read_tree(directory: Path) -> Tree:
-    """Nested dict of NumPy arrays from `<step>/state` or `<step>/artifacts`, verified."""
+    """Nested dict of NumPy arrays from `<step>/state`, verified."""
+    tree = _arrays(directory)
+    _verify(directory.parent, directory.name, digest.of_arrays(leaf_paths(tree)))
+    return tree
+
+
+def _arrays(directory: Path) -> Tree:
+    """Nested dict of the NumPy arrays in a folder that StandardSave wrote."""
     template = jax.tree.map(
         lambda leaf: np.zeros(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else 0,
         _stored_tree(directory),
     )
     try:
-        tree = ocp.StandardCheckpointer().restore(directory.resolve(), template)
+        return ocp.StandardCheckpointer().restore(directory.resolve(), template)
     except DAMAGE as error:
         raise UserError(f"checkpoint {directory} is damaged: {error}") from error
-    _verify(directory.parent, directory.name, digest.of_arrays(leaf_paths(tree)))
-    return tree
 
 
 def read_params(workdir: Path, step: int) -> Tree:
@@ -338,8 +365,22 @@ def check_owner(workdir: Path, step: int, values: Mapping[str, Any]) -> None:
 
 
 def read_artifacts(workdir: Path, step: int) -> dict[str, Any]:
-    """Artifacts stored beside a state."""
-    return unpack_artifacts(read_tree(Path(workdir) / FOLDER / str(step) / "artifacts"))
+    """Artifacts stored beside a state, or once for all steps."""
+    step_dir = Path(workdir) / FOLDER / str(step)
+    packed = _arrays(step_dir / "artifacts")
+    artifacts = _unpacked(step_dir, packed)
+    if set(artifacts) == {SHARED}:
+        packed = _arrays(Path(workdir) / SHARED_FOLDER / str(artifacts[SHARED]))
+        artifacts = _unpacked(step_dir, packed)
+    _verify(step_dir, "artifacts", digest.of_arrays(leaf_paths(packed)))
+    return artifacts
+
+
+def _unpacked(step_dir: Path, packed: Tree) -> dict[str, Any]:
+    try:
+        return unpack_artifacts(packed)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"checkpoint {step_dir} is damaged: artifacts: {error!r}") from error
 
 
 def read(workdir: str | Path, step: int | None = None) -> dict[str, Any]:

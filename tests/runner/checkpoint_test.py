@@ -354,3 +354,27 @@ def test_run_files_that_are_damaged_are_named(run: Path, tmp_path: Path) -> None
         with pytest.raises(UserError, match=r"config\.json|results\.json|config\.system"):
             reopen.check(workdir)
     assert json.loads((run / "config.json").read_text())["system"] == "toy"
+
+
+def test_large_artifacts_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every checkpoint names the same copy; a copied folder reads, a changed one is refused."""
+    monkeypatch.setattr(checkpoint, "SHARED_BYTES", 64)
+    workdir = tmp_path / "run"
+    loop.train(toy.tiny(), workdir)
+    (shared,) = (workdir / "artifacts").iterdir()
+    written = {path: path.stat().st_mtime_ns for path in shared.rglob("*")}
+    loop.train(toy.tiny(train__steps=24), workdir)
+    assert {path: path.stat().st_mtime_ns for path in shared.rglob("*")} == written
+    monkeypatch.setattr(checkpoint, "SHARED_BYTES", 8 << 20)
+    loop.train(toy.tiny(), tmp_path / "small")
+    moved = shutil.move(workdir, tmp_path / "moved")
+    for step in checkpoint.steps(moved):
+        found = checkpoint.read_artifacts(moved, step)
+        np.testing.assert_array_equal(
+            found["truth"], checkpoint.read_artifacts(tmp_path / "small", 0)["truth"]
+        )
+    assert reopen.check(moved) == []
+    for path in (moved / "artifacts").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="artifacts"):
+        reopen.check(moved)
