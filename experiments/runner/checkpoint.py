@@ -15,6 +15,7 @@ matching topology; it is what reviewers use.
 import hashlib
 import json
 import logging
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -283,7 +284,7 @@ def restore(manager: ocp.CheckpointManager, step: int, abstract: Tree) -> Tree:
     try:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         state = manager.restore(step, args=args)["state"]
-    except DAMAGE as error:
+    except Exception as error:  # TensorStore raises it bare
         raise UserError(f"checkpoint {directory} is damaged: {error}") from error
     _verify(directory.parent, "state", digest.of_arrays(leaf_paths(state)))
     return state
@@ -304,7 +305,7 @@ def _arrays(directory: Path) -> Tree:
     )
     try:
         return ocp.StandardCheckpointer().restore(directory.resolve(), template)
-    except DAMAGE as error:
+    except Exception as error:  # TensorStore raises it bare
         raise UserError(f"checkpoint {directory} is damaged: {error}") from error
 
 
@@ -332,11 +333,23 @@ def read_params(workdir: Path, step: int) -> Tree:
 
 
 def steps(workdir: Path) -> list[int]:
-    """Steps saved in a run folder, ascending."""
+    """Steps saved in a run folder, ascending; an empty folder of a step is left out."""
     folder = Path(workdir) / FOLDER
     if not folder.is_dir():
         return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+    numbered = [p for p in folder.iterdir() if p.name.isascii() and p.name.isdigit()]
+    return sorted(int(p.name) for p in numbered if not p.is_dir() or any(p.iterdir()))
+
+
+def warn_of_empty_steps(workdir: Path) -> None:
+    """Says which folders of steps are empty: an interrupted copy, or a file system that lost
+    them."""
+    folder = Path(workdir) / FOLDER
+    saved = steps(workdir)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_dir() and path.name.isascii() and path.name.isdigit():
+            if int(path.name) not in saved:
+                print(f"warning: {path} is empty: skipped", file=sys.stderr)
 
 
 def read_json(workdir: Path, step: int) -> dict[str, Any]:

@@ -69,8 +69,10 @@ def read_results(workdir: Path) -> dict[str, Any]:
         for name, value in values.items():
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise UserError(f"{path} is damaged: {key}[{name!r}] = {value!r} is no number")
-    if not isinstance(results.get("step"), int):
-        raise UserError(f"{path} is damaged: 'step' is missing")
+    for key in ("step", "tested"):
+        step = results.get(key, 0 if key == "tested" else None)  # older files lack "tested"
+        if not isinstance(step, int) or isinstance(step, bool):
+            raise UserError(f"{path} is damaged: {key!r} is {step!r}, not a step")
     return results
 
 

@@ -323,6 +323,8 @@ def _train(
         values |= {settings.CONTENT: found} if found else {}
     resume = folder.claim(workdir, values, overwrite)
     saved = checkpoint.steps(workdir) if resume else []
+    if resume:
+        checkpoint.warn_of_empty_steps(workdir)
     if saved and saved[-1] > config.train.steps:
         raise UserError(
             f"--workdir={workdir} is at step {saved[-1]} already, past config.train.steps="

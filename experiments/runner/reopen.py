@@ -24,13 +24,14 @@ def open_run(workdir: Path) -> tuple[Assembly, ocp.CheckpointManager]:
     """
     values = folder.read_json(workdir / "config.json")
     config = settings.from_json(values)
+    settings.groups(config)  # config.json may be damaged: say so before anything is done with it
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.mesh = (-1, 1)  # the folder may be read on another device count
     saved = checkpoint.steps(workdir)
+    checkpoint.warn_of_empty_steps(workdir)
     if not saved:
         raise UserError(f"no checkpoints in {workdir}")
-    settings.groups(config)  # config.json may be damaged: say so before it is compared
     for step in saved:
         checkpoint.check_owner(workdir, step, values)
     asm = assemble(config, checkpoint.read_artifacts(workdir, saved[-1]), exact=False)

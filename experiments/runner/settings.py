@@ -146,12 +146,12 @@ def groups(config: ConfigDict) -> dict[str, Any]:
     """
     if "system" not in config:
         raise UserError("config.system is missing: it names a module of experiments/systems")
+    _check_top(config)
     classes = {**FRAME, **names.config_module(config.system).GROUPS}
     allowed = {*TOP, *classes}
     if set(config) != allowed:
         odd = sorted(set(config) ^ allowed)
         raise UserError(f"config keys {odd} are unknown or missing; expected {sorted(allowed)}")
-    _check_top(config)
     out = {}
     for name, cls in classes.items():
         try:
@@ -168,14 +168,14 @@ def groups(config: ConfigDict) -> dict[str, Any]:
 def _check_top(config: ConfigDict) -> None:
     """Raises UserError for a key of the top level of a wrong type or out of range."""
     for key, kind in TOP.items():
-        value = config[key]
+        value = config.get(key, kind())  # a missing key is named with all the others
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise UserError(f"config.{key}={value!r} must be {kind.__name__}")
-    if config.num_seeds < 1:
+    if config.get("num_seeds", 1) < 1:
         raise UserError(f"config.num_seeds={config.num_seeds} must be at least 1")
-    if not 0 <= config.seed < MAX_SEED:
+    if not 0 <= config.get("seed", 0) < MAX_SEED:
         raise UserError(f"config.seed={config.seed} must be at least 0 and below 2^32")
-    mesh = tuple(config.mesh)
+    mesh = tuple(config.get("mesh", (1, 1)))
     if len(mesh) != 2 or not all(isinstance(n, int) for n in mesh):
         raise UserError(f"config.mesh={mesh} must be two whole numbers, (data, model)")
 

@@ -183,14 +183,22 @@ def test_every_file_is_short_and_licensed() -> None:
                 assert length <= 100, f"{name_of(path)}: {node.name} has {length} lines"
 
 
+# Where `except Exception` stands, and how often: what a library raises bare is raised again, named.
+MAY_CATCH_ALL = {"experiments/runner/checkpoint.py": 2}
+
+
 def test_nothing_swallows_errors_and_nothing_unpickles() -> None:
+    caught_all: dict[str, int] = {}
     for path in all_code():
         for node in ast.walk(tree_of(path)):
             where = f"{name_of(path)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.ExceptHandler):
                 caught = ast.unparse(node.type) if node.type else "everything"
-                bare = {"everything", "Exception", "BaseException"}
-                assert not bare & set(re.findall(r"\w+", caught)), where
+                names = set(re.findall(r"\w+", caught))
+                assert not names & {"everything", "BaseException"}, where
+                if "Exception" in names:
+                    assert any(isinstance(inner, ast.Raise) for inner in ast.walk(node)), where
+                    caught_all[name_of(path)] = caught_all.get(name_of(path), 0) + 1
             if isinstance(node, ast.Call):
                 assert not (isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec")), (
                     where
@@ -200,6 +208,7 @@ def test_nothing_swallows_errors_and_nothing_unpickles() -> None:
                         assert ast.unparse(keyword.value) == "False", where
         for module in imports(tree_of(path)):
             assert module.split(".")[0] not in ("pickle", "dill", "cloudpickle", "joblib"), path
+    assert caught_all == MAY_CATCH_ALL
 
 
 def tracked() -> list[Path]:

@@ -356,6 +356,7 @@ def test_run_files_that_are_damaged_are_named(run: Path, tmp_path: Path) -> None
     assert json.loads((run / "config.json").read_text())["system"] == "toy"
 
 
+@pytest.mark.deep
 def test_large_artifacts_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every checkpoint names the same copy; a copied folder reads, a changed one is refused."""
     monkeypatch.setattr(checkpoint, "SHARED_BYTES", 64)
