@@ -32,6 +32,10 @@ from experiments.runner.pages import (
 from experiments.runner.writer import read_metrics, short
 
 MAX_PLOTS = 12
+REPRODUCIBLE = (
+    "The same seed gives the same bits on the same machine, jax and XLA flags; elsewhere numbers "
+    "agree within the spread over seeds."
+)
 KINDS = ("compile", "step", "data", "eval", "checkpoint")
 
 
@@ -215,7 +219,8 @@ def sections(
     results = run.results
     if results.get("metrics"):
         most = max([1, *(len(v) for v in results.get("per_seed", {}).values())])
-        note = f"Mean ± sample standard deviation over {most} seeds." if most > 1 else ""
+        note = f"Mean ± sample standard deviation over {most} seeds. " if most > 1 else ""
+        note += REPRODUCIBLE
         shown = [name for name in headline if name in results["metrics"]]
         out.append(Section("Results", note, results_table(results, shown)))
         if shown:
