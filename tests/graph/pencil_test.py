@@ -443,6 +443,7 @@ def test_scan_remat_and_dtype() -> None:
     assert low.dtype == np.float32 and 0 < np.abs(low - want).max() < 0.1 * max(np.ptp(want), 1)
 
 
+@pytest.mark.trains
 def test_training_resumes_and_leaves_the_projection(tmp_path: Path) -> None:
     """Ten updates with dropout and decay move every trained value and no bit of P; saved, restored
     and ten more are bit for bit the twenty in one go."""

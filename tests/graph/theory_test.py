@@ -78,6 +78,7 @@ def test_message_passing_ties_alike_nodes() -> None:
             assert abs(float(scores[0] - scores[1])) < 1e-6
 
 
+@pytest.mark.trains
 def test_pencil_tells_distances_apart() -> None:
     """2-hop subgraphs of pairs 2 and 3 apart on cycles of 6 to 10: told apart without a mistake,
     under slots it was not trained on."""
