@@ -14,6 +14,7 @@ import pytest
 from attention import kinds
 from attention.lm import lora, model, vocabulary
 from attention.lm.config import PRESETS, LMConfig, preset
+from tests.jitter import jittered
 
 fast = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 SIZES: dict[str, Any] = dict(

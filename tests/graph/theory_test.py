@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from graph import pencil, tuples
 from graph.config import GNNConfig, PencilConfig
 from graph.peers import gnn
+from tests import jitter
 from tests.graph import graphs
 
 CYCLES = range(6, 11)
@@ -114,5 +116,6 @@ def test_pencil_tells_distances_apart() -> None:
         apply = lambda b: model.apply({"params": params, "frozen": frozen}, b)
         return pencil.mean_score(apply, batch, draws)
 
-    for key in jax.random.split(jax.random.key(2), 10):
-        assert np.array_equal(score(key) > 0, labels > 0)
+    scores = [score(key) * (2 * labels - 1) for key in jax.random.split(jax.random.key(2), 10)]
+    # The least is 8.5 to 9.4 over six seeds; above 0 is told apart.
+    jitter.at_least("logits, counted towards their labels", jnp.stack(scores), 2.0)

@@ -26,6 +26,8 @@ from rec.data.sequences import (
     take,
     temporal,
 )
+from tests import jitter
+from tests.jitter import jittered
 
 
 def random_rows(seed: int, users: int = 30, items: int = 40) -> list[list[int]]:
