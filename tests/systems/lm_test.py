@@ -56,7 +56,7 @@ def _model(asm: loop.Assembly) -> Any:
 
 
 @pytest.mark.trains
-def test_meshes_agree_and_heads_are_split() -> None:
+def test_meshes_agree_and_heads_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
     """1 device = 4 = data 2 x model 2: batches over data, heads and hidden units over model."""
     runs = {}
     for mesh, count in (((1, 1), 1), ((4, 1), 4), ((2, 2), 4)):
@@ -73,6 +73,25 @@ def test_meshes_agree_and_heads_are_split() -> None:
         # Over three seeds: losses to 4e-7 of themselves, moments of every leaf to 5e-5 of its own.
         assert_same_training(runs[mesh], runs[1, 1])
     assert np.ptp([m["loss"] for m in runs[1, 1][1]]) > 1e-3  # of different batches
+    monkeypatch.delenv("BANYAN_MARGINS", raising=False)  # what is to fail is no margin
+    with pytest.raises(AssertionError, match=r"loss|moments"):
+        assert_same_training(run_with_gradients_of_one_device(), runs[1, 1])
+
+
+def run_with_gradients_of_one_device() -> tuple[Any, list[dict[str, Any]]]:
+    """State and metrics after two updates on the first of four parts of the batch alone, as where
+    gradients are not summed over devices."""
+    one = on_devices(tiny("lm", model__attention="tda"), (1, 1), 1)
+    batch = one.experiment.batch
+    assert batch is not None
+
+    def first_part(step: int, rows: Any = None) -> dict[str, np.ndarray]:
+        ids = batch(step, rows)["ids"]
+        return {"ids": np.tile(ids[: len(ids) // 4], (4, 1))}
+
+    one = one._replace(experiment=one.experiment._replace(batch=first_part))
+    state, metrics, _ = run_compiled(one, 2)
+    return state, metrics
 
 
 def test_pictures_and_sample(asm: loop.Assembly, state: Any) -> None:
