@@ -24,6 +24,7 @@ import numpy as np
 
 DRAW = int(os.environ.get("BANYAN_JITTER", "0"))
 SCALE = 1e-7  # neighboring float32 differ by 6e-8 to 1.2e-7 of themselves
+LARGEST = 10**7  # entries of a leaf; what is larger is shaped in a test, never trained
 Values = float | np.ndarray | jax.Array | Sequence[float]
 
 _starting: list[bool] = []  # not empty: the state in the making is jittered when it is finished
@@ -48,6 +49,8 @@ def _factors(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def _jitter_leaf(name: str, leaf: Any) -> Any:
     if not isinstance(leaf, np.ndarray | jax.Array) or leaf.dtype not in (np.float32, np.float64):
+        return leaf
+    if leaf.size > LARGEST:
         return leaf
     factors = _factors(name, leaf.shape)
     if isinstance(leaf, np.ndarray):
