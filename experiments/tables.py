@@ -64,7 +64,7 @@ def read(results: Path = RESULTS) -> Found:
     for path in sorted([*results.glob("*.json"), *results.glob("*/results.json")]):
         name = path.relative_to(results).as_posix()
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise UserError(f"{path} is damaged: {error}") from error
         kinds = [kind for kind, key in KINDS.items() if key in content]

@@ -143,7 +143,7 @@ def _verify(step_dir: Path, item: str, found: Mapping[str, int]) -> None:
     """Compares checksums with those of the time of the save."""
     path = step_dir / "_CHECKPOINT_METADATA"
     try:
-        saved = json.loads(path.read_text())["custom_metadata"]["digest"][item]
+        saved = json.loads(path.read_text(encoding="utf-8"))["custom_metadata"]["digest"][item]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"checkpoint {step_dir} is damaged: {path.name}: {error!r}") from error
     wrong = [name for name in sorted({*saved, *found}) if saved.get(name) != found.get(name)]
@@ -264,7 +264,7 @@ def read_json(workdir: Path, step: int) -> dict[str, Any]:
     """Config stored beside a state."""
     path = Path(workdir) / FOLDER / str(step) / "config" / "metadata"
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"checkpoint config {path} is missing or damaged: {error}") from error
     _verify(path.parent.parent, "config", {"json": _json_digest(config)})
