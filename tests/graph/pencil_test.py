@@ -474,7 +474,8 @@ def test_training_resumes_and_leaves_the_projection(tmp_path: Path) -> None:
         return jax.lax.scan(update, state, None, length=10)
 
     middle, losses = ten(begin)
-    jitter.at_most("last loss / first", losses[-1] / losses[0], 0.97)
+    # .930 +- .013 over ten seeds, at most .946.
+    jitter.at_most("last loss / first", losses[-1] / losses[0], 0.985)
     assert np.array_equal(middle["frozen"]["projection"], begin["frozen"]["projection"])
     old, new = jax.tree.leaves(begin["params"]), jax.tree.leaves(middle["params"])
     assert all(np.all(a != b) for a, b in zip(old, new, strict=True))
