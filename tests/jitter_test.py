@@ -165,16 +165,13 @@ def test_no_test_that_trains_hangs_on_the_last_bits(tmp_path: Path) -> None:
     home = Path(os.environ.get("SLOW_RUNS", tmp_path)).absolute() / "jitter"
     runs = [run_list(draw, home) for draw in range(DRAWS + 1)]
     tests = summarize(runs)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    )
     folder.write_json(
         RESULTS / "jitter.json",
         {
             "jitter": "initial parameters and inputs times (1 + 1e-7 n), n normal",
             "draws": DRAWS,
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "commit": commit.stdout.strip(),
+            "commit": folder.commit(),
             "device": f"{jax.devices()[0].device_kind} ({os.cpu_count()} cores)",
             "versions": {"jax": jax.__version__, "python": sys.version.split()[0]},
             "tests": tests,
