@@ -54,7 +54,7 @@ def _jitter_leaf(name: str, leaf: Any) -> Any:
         return leaf
     factors = _factors(name, leaf.shape)
     if isinstance(leaf, np.ndarray):
-        return (leaf * factors).astype(leaf.dtype)
+        return np.asarray(leaf * factors, leaf.dtype)  # an array also where it has no dimension
     if isinstance(leaf, jax.core.Tracer):
         return leaf * jnp.asarray(factors, leaf.dtype)
     # Shard by shard and on the host: nothing is compiled, and other processes keep their shards.

@@ -50,6 +50,8 @@ def test_a_draw_moves_last_bits_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.any(np.asarray(moved["host"]) != np.asarray(moved["device"]))
     inside = jax.jit(lambda leaf: jitter.jittered({"device": leaf})["device"])(tree["device"])
     np.testing.assert_allclose(inside, moved["device"], rtol=1.3e-7)
+    scalar = jitter.jittered(np.array(0.1, np.float32))
+    assert isinstance(scalar, np.ndarray) and scalar.shape == ()
     monkeypatch.setattr(jitter, "DRAW", 2)
     assert np.any(jitter.jittered(tree)["host"] != moved["host"])
 
