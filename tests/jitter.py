@@ -69,16 +69,16 @@ def install() -> None:
     """Makes everything that draws initial parameters jitter them, where a draw is set."""
     if not DRAW:
         return
+    from experiments.runner.assemble import initial_state
     from flax import linen as nn
 
     from attention.lm import lora, model
-    from experiments.runner import loop
     from rec.sid import tokenizer
 
     nn.Module.param = _jitter_flax(nn.Module.param)  # type: ignore[method-assign]
     model.init = _jitter_result(model.init)
     lora.init = _jitter_result(lora.init)
-    loop.initial_state = _jitter_state(loop.initial_state)
+    initial_state = _jitter_state(initial_state)
     tokenizer._compiled = _jitter_fits(tokenizer._compiled)
 
 
@@ -108,7 +108,7 @@ def _jitter_result(init: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _jitter_state(initial_state: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps `loop.initial_state`: parameters are jittered outside the compiled program, so that
+    """Wraps `initial_state`: parameters are jittered outside the compiled program, so that
     the draws share it."""
 
     @functools.wraps(initial_state)

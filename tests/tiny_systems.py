@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from experiments.runner.assemble import Assembly, initial_state
+from experiments.runner.hosts import to_host
 from ml_collections import ConfigDict
 
 from experiments.runner import loop, names, settings, sharding
@@ -22,12 +24,12 @@ def tiny(system: str, **changes: Any) -> ConfigDict:
     return config
 
 
-def run_steps(asm: loop.Assembly, steps: int) -> tuple[Any, list[dict[str, Any]]]:
+def run_steps(asm: Assembly, steps: int) -> tuple[Any, list[dict[str, Any]]]:
     """State and metrics after the first steps, through the loop's own jitted step."""
     return _drive(asm, steps, lambda step, state, batch: step)[:2]
 
 
-def run_compiled(asm: loop.Assembly, steps: int) -> tuple[Any, list[dict[str, Any]], str]:
+def run_compiled(asm: Assembly, steps: int) -> tuple[Any, list[dict[str, Any]], str]:
     """The same through one compiled program, with its text."""
     return _drive(asm, steps, lambda step, state, batch: step.lower(state, batch).compile())
 
@@ -57,13 +59,13 @@ def assert_same_training(got: Any, want: Any, atol: float = 0.0) -> None:
     jitter.close("moments of gradients", moments(got[0]), means, atol=1e-4 * largest)
 
 
-def _drive(asm: loop.Assembly, steps: int, build: Any) -> tuple[Any, list[dict[str, Any]], str]:
+def _drive(asm: Assembly, steps: int, build: Any) -> tuple[Any, list[dict[str, Any]], str]:
     assert asm.experiment.batch is not None
     feed = sharding.Feed(asm.mesh, asm.experiment.rules)
-    state, metrics = loop.initial_state(asm), []
+    state, metrics = initial_state(asm), []
     batch = asm.experiment.batch(0)
     step = build(loop.jit_step(asm, batch), state, feed.put(batch, None))
     for t in range(steps):
         state, found = step(state, feed.put(jittered(asm.experiment.batch(t)), None))
-        metrics.append(loop.to_host(found))
+        metrics.append(to_host(found))
     return state, metrics, step.as_text() if hasattr(step, "as_text") else ""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.runner import checkpoint, loop
+from experiments.runner import checkpoint, reopen
 from experiments.systems.rec import tiger
 from rec import metrics
 from tests.learning import leave, mean, place, train_all
@@ -23,7 +23,7 @@ CALIBRATED = {"tiger": 0.1669, "sasrec": 0.3307}  # test/recall@10, mean of thre
 
 def hits(workdir: Path) -> np.ndarray:
     """Per test user, whether the target is among the first ten of the tested checkpoint."""
-    asm, manager = loop.open_run(workdir)
+    asm, manager = reopen.open_run(workdir)
     with manager:
         best = json.loads((workdir / "results.json").read_text())["checkpoint_of"]
         state = checkpoint.restore(manager, best["test/recall@10"], asm.abstract)

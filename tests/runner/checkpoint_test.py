@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from experiments.runner.assemble import assemble
 
-from experiments.runner import checkpoint, digest, loop, sharding
+from experiments.runner import checkpoint, digest, loop, reopen, sharding
 from experiments.runner.errors import UserError
 from tests import ROOT, toy
 
@@ -53,7 +54,7 @@ print(found["step"], [m for m in sys.modules if m.split(".")[0] in ("banyan", "t
     )
     assert process.returncode == 0, process.stderr
     assert process.stdout.strip() == "8 []"
-    asm, manager = loop.open_run(run)
+    asm, manager = reopen.open_run(run)
     with manager:
         state = checkpoint.restore(manager, 8, asm.abstract)
     arrays = np.load(tmp_path / "out.npz")
@@ -105,7 +106,7 @@ def test_differences_name_every_leaf() -> None:
 
 
 def test_restore_refuses_another_tree(run: Path) -> None:
-    asm = loop.assemble(toy.tiny(toy__extra=True, toy__width=8))
+    asm = assemble(toy.tiny(toy__extra=True, toy__width=8))
     with checkpoint.open_manager(run, read_only=True) as manager:
         with pytest.raises(UserError) as found:
             checkpoint.restore(manager, 8, asm.abstract)
@@ -194,7 +195,7 @@ def damage(workdir: Path) -> None:
     shutil.rmtree(workdir / "checkpoints" / "0")
     shutil.rmtree(workdir / "checkpoints" / "4")
     whole, refused, tried = checkpoint.read(workdir), 0, 0
-    asm, manager = loop.open_run(workdir)
+    asm, manager = reopen.open_run(workdir)
     manager.close()
     files = sorted(p for p in (workdir / "checkpoints" / "8").rglob("*") if p.is_file())
     assert {p.relative_to(workdir / "checkpoints" / "8").parts[0] for p in files} >= {
@@ -256,7 +257,7 @@ def test_leftovers_of_a_killed_save_are_ignored_and_cleaned(run: Path, tmp_path:
     shutil.copytree(workdir / "checkpoints" / "8", torn)
     assert checkpoint.steps(workdir) == [0, 4, 8]
     assert checkpoint.read(workdir)["step"] == 8
-    assert loop.check(workdir) == [] and torn.exists()  # a reader removes nothing
+    assert reopen.check(workdir) == [] and torn.exists()  # a reader removes nothing
     loop.train(toy.tiny(train__steps=10), workdir)
     assert not torn.exists() and checkpoint.steps(workdir)[-1] == 10
 
@@ -350,5 +351,5 @@ def test_run_files_that_are_damaged_are_named(run: Path, tmp_path: Path) -> None
         shutil.copytree(run, workdir)
         (workdir / name).write_bytes(text.encode() if isinstance(text, str) else text)
         with pytest.raises(UserError, match=r"config\.json|results\.json|config\.system"):
-            loop.check(workdir)
+            reopen.check(workdir)
     assert json.loads((run / "config.json").read_text())["system"] == "toy"

@@ -21,9 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from experiments.runner.assemble import assemble, initial_state
+from experiments.runner.hosts import to_host
 from jax.sharding import Mesh
 
-from experiments.runner import checkpoint, loop, schedule, sharding
+from experiments.runner import checkpoint, loop, reopen, schedule, sharding
 from experiments.runner.errors import UserError
 from experiments.runner.writer import Writer, read_metrics
 from tests import ROOT, jitter, toy
@@ -234,7 +236,7 @@ def test_select(mode: str, scores: tuple[float, ...], best: int, tmp_path: Path)
     truth = checkpoint.read(workdir)["artifacts"]["truth"]
     want = np.mean((state["params"]["w"] - truth) ** 2)
     np.testing.assert_allclose(found["metrics"]["test/error"], want, rtol=1e-6)
-    assert loop.check(workdir) == []
+    assert reopen.check(workdir) == []
 
 
 def test_select_of_an_unknown_metric_leaves_nothing(tmp_path: Path) -> None:
@@ -304,8 +306,8 @@ def test_evaluation_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert found["params"] == 0 and found["step"] == 0 and found["steps_per_s"] is None
         assert checkpoint.steps(tmp_path / "run") == [0]
         calls = len(toy.PREPARED)
-        assert loop.check(tmp_path / "run") == []
-        assert loop.act(tmp_path / "run", "say", "hello").startswith("hello ")
+        assert reopen.check(tmp_path / "run") == []
+        assert reopen.act(tmp_path / "run", "say", "hello").startswith("hello ")
         assert loop.train(toy.tiny(train__steps=0), tmp_path / "run") == found
         assert "is complete (step 0)" in capsys.readouterr().out
         assert len(toy.PREPARED) == calls
@@ -317,12 +319,12 @@ def test_prepare_runs_once(tmp_path: Path) -> None:
     loop.train(toy.tiny(train__steps=6), tmp_path / "run")
     assert len(toy.PREPARED) == before + 1
     loop.train(toy.tiny(train__steps=8), tmp_path / "run")
-    assert loop.evaluate_last(tmp_path / "run")["step"] == 8
-    assert loop.check(tmp_path / "run") == []
-    assert loop.act(tmp_path / "run", "say", "made") == f"made {before + 1}"
+    assert reopen.evaluate_last(tmp_path / "run")["step"] == 8
+    assert reopen.check(tmp_path / "run") == []
+    assert reopen.act(tmp_path / "run", "say", "made") == f"made {before + 1}"
     assert len(toy.PREPARED) == before + 1
     with pytest.raises(UserError, match="--mode=sing: toy knows train, eval, check, report, say"):
-        loop.act(tmp_path / "run", "sing", "")
+        reopen.act(tmp_path / "run", "sing", "")
 
 
 @pytest.mark.trains
@@ -330,7 +332,7 @@ def test_init_from(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     """Parameters only; what was loaded, is missing or unused is printed; misfits are refused."""
     donor = checkpoint.read(whole)["state"]
     config = toy.tiny(train__steps=1, init_from=str(whole), toy__extra=True)
-    state = loop.initial_state(loop.assemble(config))
+    state = initial_state(assemble(config))
     out = capsys.readouterr().out
     assert (
         "loaded 2 leaves" in out and "missing there: ['extra']" in out and "unused of it: []" in out
@@ -363,7 +365,8 @@ def test_metrics_are_read_one_step_late_and_nothing_retraces(
     compilations: list[int] = []  # of each dispatch
     note = lambda event, seconds, **_: built.append(event) if "backend_compile" in event else None
     jax.monitoring.register_event_duration_secs_listener(note)
-    jit_step, to_host, place = loop.jit_step, loop.to_host, sharding.Feed._place
+    jit_step = loop.jit_step
+    place = sharding.Feed._place
 
     def counted(asm: Any, batch: Any) -> Any:
         inner = asm.experiment.step
@@ -463,7 +466,7 @@ def test_saved_on_4_devices_restored_on_1_and_on_2x2(
     losses = [r["loss"] for r in read_metrics(tmp_path / "same" / "metrics.jsonl") if "loss" in r]
     for count, shape in ((1, (1, 1)), (4, (2, 2))):
         monkeypatch.setattr(sharding, "make_mesh", on(count, shape))
-        asm, manager = loop.open_run(tmp_path / "four")
+        asm, manager = reopen.open_run(tmp_path / "four")
         with manager:
             state = checkpoint.restore(manager, 10, asm.abstract)
         assert state["params"]["w"].sharding.mesh.shape["model"] == shape[1]
@@ -474,7 +477,7 @@ def test_saved_on_4_devices_restored_on_1_and_on_2x2(
         np.testing.assert_array_equal(jax.random.key_data(state["key"]), want["key"])
         workdir = tmp_path / f"on{count}{shape[1]}"
         shutil.copytree(tmp_path / "four", workdir)
-        assert loop.check(workdir) == []
+        assert reopen.check(workdir) == []
         loop.train(toy.tiny(train__steps=14), workdir)
         again = [r["loss"] for r in read_metrics(workdir / "metrics.jsonl") if "loss" in r]
         jitter.close("loss", again, losses, rtol=2e-5)
@@ -484,7 +487,7 @@ def test_saved_on_4_devices_restored_on_1_and_on_2x2(
 def test_check_needs_no_matching_device_count(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not divide among the devices at hand is replicated to be read."""
     monkeypatch.setattr(sharding, "make_mesh", on(3, (3, 1)))
-    assert loop.check(whole) == []
+    assert reopen.check(whole) == []
 
 
 def free_port() -> int:
@@ -521,7 +524,7 @@ def test_two_processes_equal_one(whole: Path, tmp_path: Path) -> None:
         "ocdbt.process_0",
         "ocdbt.process_1",
     }
-    assert loop.check(workdir) == []
+    assert reopen.check(workdir) == []
     loop.train(toy.tiny(), workdir)
     lines = read_metrics(workdir / "metrics.jsonl")
     again = [r["loss"] for r in lines if r["split"] == "train"]
@@ -536,11 +539,11 @@ def test_two_processes_equal_one(whole: Path, tmp_path: Path) -> None:
 def test_check_of_a_copy_and_of_a_changed_number(whole: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "elsewhere" / "copy"
     shutil.copytree(whole, workdir)
-    assert loop.check(workdir) == []
+    assert reopen.check(workdir) == []
     found = json.loads((workdir / "results.json").read_text())
     found["metrics"]["test/error"] += 1e-3
     (workdir / "results.json").write_text(json.dumps(found))
-    (line,) = loop.check(workdir)
+    (line,) = reopen.check(workdir)
     assert line.startswith("test/error: claimed ")
 
 
@@ -549,7 +552,7 @@ def test_check_finds_one_flipped_bit(whole: Path, tmp_path: Path) -> None:
     """Of one parameter, saved again as if it were the real thing."""
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
-    asm, manager = loop.open_run(workdir)
+    asm, manager = reopen.open_run(workdir)
     with manager:
         state = checkpoint.restore(manager, 20, asm.abstract)
     value = np.array(state["params"]["w"])
@@ -558,7 +561,7 @@ def test_check_finds_one_flipped_bit(whole: Path, tmp_path: Path) -> None:
     shutil.rmtree(workdir / "checkpoints" / "20")
     with checkpoint.open_manager(workdir, milestones=(0, 10)) as manager:
         checkpoint.save(manager, 20, state, asm.values, asm.artifacts)
-    lines = loop.check(workdir)
+    lines = reopen.check(workdir)
     assert [line.split(":")[0] for line in lines] == ["test/error"]
 
 
@@ -566,7 +569,7 @@ def test_check_names_a_missing_checkpoint(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "20")
     with pytest.raises(UserError, match=r"results\.json names step 20, not among checkpoints"):
-        loop.check(tmp_path / "run")
+        reopen.check(tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
     with pytest.raises(UserError, match=r"has no results\.json: the run is not finished"):
-        loop.check(tmp_path / "run")
+        reopen.check(tmp_path / "run")

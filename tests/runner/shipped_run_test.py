@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.runner import checkpoint, loop
+from experiments.runner import checkpoint, reopen
 from tests import ROOT
 
 RUN = ROOT / "experiments" / "results" / "banyan-small"
@@ -38,4 +38,4 @@ def _leaves(tree: object) -> list:
 @pytest.mark.users_compiler  # it runs for longer than it compiles
 def test_every_claimed_number_holds() -> None:
     """The check a reviewer runs, here on 8 devices."""
-    assert loop.check(RUN) == []
+    assert reopen.check(RUN) == []

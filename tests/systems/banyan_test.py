@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from experiments.runner.assemble import assemble, initial_state
+from experiments.runner.hosts import to_host
 from PIL import Image
 
-from experiments.runner import loop
+from experiments.runner import loop, results
 from experiments.runner.errors import UserError
 from experiments.systems.banyan import banyan as system
 from tests.tiny_systems import tiny
@@ -45,19 +47,19 @@ def test_summary_of_a_run_by_hand() -> None:
 
 
 def test_milestones_are_the_shifts() -> None:
-    assert loop.assemble(tiny("banyan")).experiment.milestones == (0, 6, 12)
+    assert assemble(tiny("banyan")).experiment.milestones == (0, 6, 12)
 
 
 @pytest.fixture(scope="module")
 def state() -> Any:
-    return loop.initial_state(loop.assemble(tiny("banyan", mesh=(8, 1))))
+    return initial_state(assemble(tiny("banyan", mesh=(8, 1))))
 
 
 def test_start_is_measured_before_any_update(state: Any) -> None:
     """At the boundary step, d2/start is the frozen agent on d2, equal to after1/d2."""
-    asm = loop.assemble(tiny("banyan", mesh=(8, 1)))
+    asm = assemble(tiny("banyan", mesh=(8, 1)))
     at_shift = {**state, "step": jax.numpy.int32(6)}
-    found = loop.to_host(asm.experiment.evaluate(at_shift, "test"))
+    found = to_host(asm.experiment.evaluate(at_shift, "test"))
     assert {"d1/end/success", "d2/start/success", "d1/end/success/depth2"} <= set(found)
     assert found["d2/start/success"] == found["after1/d2/success"]
     per_depth = [found[f"d1/end/success/depth{k}"] for k in (1, 2)]
@@ -65,10 +67,10 @@ def test_start_is_measured_before_any_update(state: Any) -> None:
 
 
 def test_pictures_and_watch(state: Any, tmp_path: Path) -> None:
-    asm = loop.assemble(tiny("banyan", mesh=(8, 1)))
+    asm = assemble(tiny("banyan", mesh=(8, 1)))
     experiment = asm.experiment
     record = {"step": 0, "split": "valid", "valid/d1/success": np.array([0.25])}
-    test = loop.record_of(0, "test", loop.to_host(experiment.evaluate(state, "test")))
+    test = results.record_of(0, "test", to_host(experiment.evaluate(state, "test")))
     assert experiment.figures is not None
     pictures = experiment.figures([record, test], jax.device_get(state))
     assert len(pictures) == 4

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiments.runner.assemble import assemble
+from experiments.runner.hosts import to_host
 
 from banyan.agents import ppo
-from experiments.runner import loop
 from tests.tiny_systems import tiny
 
 PHASE, DISTS = 3, 3
@@ -19,7 +20,7 @@ LAYOUTS = (4, 5, 6)  # tell the distributions apart
 
 @pytest.fixture(scope="module")
 def artifacts() -> dict[str, Any]:
-    return loop.assemble(config()).artifacts
+    return assemble(config()).artifacts
 
 
 def config(**changes: Any) -> Any:
@@ -54,7 +55,7 @@ def test_phases_tasks_and_keys_of_training(
     no key is used twice, by any step, seed or run."""
     monkeypatch.setattr(ppo, "update", recorder)
     keys = []
-    experiment = loop.assemble(config(), artifacts).experiment
+    experiment = assemble(config(), artifacts).experiment
     init, step = jax.jit(experiment.init), jax.jit(experiment.step)
     for seed in (0, 1):
         found = steps_of(experiment, step, init(jax.random.key(seed)))
@@ -67,7 +68,7 @@ def test_phases_tasks_and_keys_of_training(
 
 
 def test_tasks_within_a_phase_are_the_same_objects(artifacts: dict[str, Any]) -> None:
-    batch = loop.assemble(config(), artifacts).experiment.batch
+    batch = assemble(config(), artifacts).experiment.batch
     assert batch is not None
     for t in range(PHASE * DISTS):
         for name, leaf in batch(t).items():
@@ -75,7 +76,7 @@ def test_tasks_within_a_phase_are_the_same_objects(artifacts: dict[str, Any]) ->
 
 
 def test_seeds_start_differently(artifacts: dict[str, Any]) -> None:
-    state = jax.jit(loop.assemble(config(), artifacts).experiment.init)(jax.random.key(0))
+    state = jax.jit(assemble(config(), artifacts).experiment.init)(jax.random.key(0))
     for leaf in (state["params"]["params"]["encoder0"]["kernel"], state["worker"]["env"]["grid"]):
         assert leaf.shape[0] == 2 and np.any(leaf[0] != leaf[1])
 
@@ -96,19 +97,19 @@ def test_evaluation_knows_its_distributions(
         return {"success": rows, "dead_end": jnp.full(depths, word.astype(jnp.float32))}
 
     monkeypatch.setattr(ppo, "evaluate", evaluated)
-    asm = loop.assemble(config(eval__episodes=11, eval__curve_episodes=7), artifacts)
+    asm = assemble(config(eval__episodes=11, eval__curve_episodes=7), artifacts)
     state = jax.jit(asm.experiment.init)(jax.random.key(0))
-    valid = loop.to_host(asm.experiment.evaluate(state, "valid"))
+    valid = to_host(asm.experiment.evaluate(state, "valid"))
     assert calls == [(7, False)]
     assert set(valid) == {f"valid/d{i}/{k}" for i in (1, 2, 3) for k in ("success", "dead_end")}
     for i, layouts in enumerate(LAYOUTS, 1):
         np.testing.assert_allclose(valid[f"valid/d{i}/success"], [layouts + 0.05] * 2, rtol=1e-6)
-    later = loop.to_host(asm.experiment.evaluate({**state, "step": jnp.int32(2)}, "valid"))
+    later = to_host(asm.experiment.evaluate({**state, "step": jnp.int32(2)}, "valid"))
     for name, value in valid.items():
         np.testing.assert_array_equal(later[name], value)
     assert len({float(valid[f"valid/d{i}/dead_end"][0]) for i in (1, 2, 3)}) == 3  # own episodes
 
-    test = loop.to_host(asm.experiment.evaluate({**state, "step": jnp.int32(PHASE)}, "test"))
+    test = to_host(asm.experiment.evaluate({**state, "step": jnp.int32(PHASE)}, "test"))
     assert calls[-1] == (11, False)
     np.testing.assert_allclose(test["after1/d3/success"], [6.05] * 2, rtol=1e-6)
     for name, layouts in (("d1/end", 4), ("d2/start", 5)):

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from experiments.runner.assemble import Assembly, assemble, initial_state
+from experiments.runner.hosts import to_host
 from jax.sharding import PartitionSpec as P
 
 from experiments.runner import checkpoint, loop, names, settings, sharding
@@ -87,7 +89,7 @@ def test_hash_ignores_what_does_not_change_a_step() -> None:
 def test_tiny_honours_the_contract(system: str, tmp_path: Path) -> None:
     """init, steps without a retrace, finite; evaluate twice equal; saved, restored, resumed."""
     changes = {"train__steps": 8, "train__phase_steps": 4} if system == "banyan" else {}
-    asm = loop.assemble(tiny(system, mesh=(8, 1), **changes))
+    asm = assemble(tiny(system, mesh=(8, 1), **changes))
     experiment = asm.experiment
     traces: list[int] = []
     inner = experiment.step
@@ -101,12 +103,12 @@ def test_tiny_honours_the_contract(system: str, tmp_path: Path) -> None:
     if inner is not None and experiment.batch is not None:
         asm = asm._replace(experiment=experiment._replace(step=counted))
         step = loop.jit_step(asm, experiment.batch(0))
-    state, metrics = go_on(asm, step, loop.initial_state(asm), 0, 3)
+    state, metrics = go_on(asm, step, initial_state(asm), 0, 3)
     assert all(np.all(np.isfinite(v)) for m in metrics for v in m.values())
     assert {"step", "params", "key"} <= set(state)
     assert int(state["step"]) == (3 if step else 0)
-    first = loop.to_host(experiment.evaluate(state, experiment.splits[0]))
-    again = loop.to_host(experiment.evaluate(state, experiment.splits[0]))
+    first = to_host(experiment.evaluate(state, experiment.splits[0]))
+    again = to_host(experiment.evaluate(state, experiment.splits[0]))
     assert first and first.keys() == again.keys()
     for key, value in first.items():
         np.testing.assert_array_equal(value, again[key], err_msg=key)
@@ -118,8 +120,8 @@ def test_tiny_honours_the_contract(system: str, tmp_path: Path) -> None:
         manager.wait_until_finished()
         back = checkpoint.restore(manager, 3, asm.abstract)
     copied = checkpoint.read_artifacts(tmp_path, 3)
-    remade = loop.assemble(tiny(system, mesh=(8, 1), **changes), copied)
-    once_more = loop.to_host(remade.experiment.evaluate(back, experiment.splits[0]))
+    remade = assemble(tiny(system, mesh=(8, 1), **changes), copied)
+    once_more = to_host(remade.experiment.evaluate(back, experiment.splits[0]))
     for key, value in first.items():
         np.testing.assert_array_equal(value, once_more[key], err_msg=key)
 
@@ -146,19 +148,19 @@ def host(state: Any) -> Any:
     return jax.tree.map(one, state)
 
 
-def go_on(asm: loop.Assembly, step: Any, state: Any, start: int, stop: int) -> tuple[Any, list]:
+def go_on(asm: Assembly, step: Any, state: Any, start: int, stop: int) -> tuple[Any, list]:
     """State and metrics after steps [start, stop) of a compiled step; none if it only evaluates."""
     feed, metrics = sharding.Feed(asm.mesh, asm.experiment.rules), []
     for t in range(start, stop) if step and asm.experiment.batch else ():
         state, found = step(state, feed.put(jittered(asm.experiment.batch(t)), None))
-        metrics.append(loop.to_host(found))
+        metrics.append(to_host(found))
     return state, metrics
 
 
 @pytest.mark.parametrize("system", CONFIGS)
 def test_batch_is_a_pure_function_of_the_step(system: str) -> None:
-    batch = loop.assemble(tiny(system)).experiment.batch
-    again = loop.assemble(tiny(system)).experiment.batch
+    batch = assemble(tiny(system)).experiment.batch
+    again = assemble(tiny(system)).experiment.batch
     if batch is None or again is None:
         pytest.skip(f"{system} only evaluates")
     for step in (7, 0, 3, 7):
@@ -191,13 +193,11 @@ def test_meshes_agree_and_shard_for_real() -> None:
     assert np.ptp([m["loss"] for m in runs[1, 1][1]]) > 1e-4  # the losses do move
 
 
-def on_devices(
-    config: Any, mesh: tuple[int, int], count: int, artifacts: Any = None
-) -> loop.Assembly:
-    """`loop.assemble` on the first `count` devices."""
+def on_devices(config: Any, mesh: tuple[int, int], count: int, artifacts: Any = None) -> Assembly:
+    """`assemble` on the first `count` devices."""
     devices = np.array(jax.devices()[:count]).reshape(mesh)
     axes = (jax.sharding.AxisType.Auto,) * 2
-    asm = loop.assemble(config, artifacts)
+    asm = assemble(config, artifacts)
     small = jax.sharding.Mesh(devices, sharding.AXES, axis_types=axes)
     shards = sharding.shardings(small, asm.experiment.rules, asm.abstract)
     return asm._replace(mesh=small, shardings=shards)
@@ -222,12 +222,14 @@ for config in configs:
 assert "jax" not in sys.modules and "tensorflow_datasets" not in sys.modules
 for name in sys.argv[1:]:
     names.system_module(name)
-from experiments.runner import loop
+from experiments.runner import loop, reopen
+from experiments.runner.assemble import Assembly, assemble, initial_state
+from experiments.runner.hosts import to_host
 from tests import toy
 toy.install()
 with tempfile.TemporaryDirectory() as folder:
     loop.train(toy.tiny(), Path(folder) / "run")
-    assert not loop.check(Path(folder) / "run")
+    assert not reopen.check(Path(folder) / "run")
 print("loaded", [m for m in ("tensorflow", "torch") if m in sys.modules])
 """
     run = subprocess.run(

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from experiments.runner.assemble import Assembly, assemble, initial_state
 
-from experiments.runner import loop, settings
+from experiments.runner import loop, reopen, settings
 from experiments.runner.errors import UserError
 from experiments.systems.graph.links import batches as link_batches
 from experiments.systems.graph.links import peer as link_peer
@@ -24,11 +25,11 @@ from tests.tiny_systems import assert_same_training, moments, run_steps, tiny
 
 @cache
 def artifacts() -> dict[str, Any]:
-    return loop.assemble(tiny("pencil")).artifacts
+    return assemble(tiny("pencil")).artifacts
 
 
-def assembled(**changes: Any) -> loop.Assembly:
-    return loop.assemble(tiny("pencil", **changes), artifacts())
+def assembled(**changes: Any) -> Assembly:
+    return assemble(tiny("pencil", **changes), artifacts())
 
 
 def stream(**changes: Any) -> tuple[link_batches.Stream, links.Loaded]:
@@ -99,10 +100,10 @@ def test_how_a_batch_is_computed_changes_nothing(change: str) -> None:
 def test_evaluation_scores_every_link_as_it_is_alone() -> None:
     """Unique pairs, buckets and batches against one link at a time; draws differ."""
     asm = assembled(eval__draws=2, eval__batch=7, sample__buckets=(6, 12, 18))
-    state = loop.initial_state(asm)
+    state = initial_state(asm)
     found = asm.experiment.evaluate(state, "test")
     config = tiny("pencil", eval__draws=2, eval__batch=1)
-    single = loop.assemble(config, artifacts())
+    single = assemble(config, artifacts())
     alone = single.experiment.evaluate(state, "test")
     for name in ("auc", "ap", "mrr", "hits@10"):
         assert found[f"test/{name}"] == pytest.approx(alone[f"test/{name}"], abs=2e-3)
@@ -129,7 +130,7 @@ def test_the_peer_is_the_gnn_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(link_peer.system, "make", make_recorder)
         row = link_peer.rows(tiny("pencil", peer__steps=2), artifacts())
     (state,) = tested
-    asm = loop.assemble(tiny("gnn", sample__rows=16))
+    asm = assemble(tiny("gnn", sample__rows=16))
     alone, _ = run_steps(on_devices(asm.config, (1, 1), 1, asm.artifacts), 2)
     assert int(state["step"]) == int(alone["step"]) == 2
     want = moments(alone)
@@ -143,7 +144,7 @@ def test_the_peer_is_the_gnn_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_predicting_needs_nothing_but_the_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
     asm = assembled()
-    state = loop.initial_state(asm)
+    state = initial_state(asm)
 
     def refuse(*_: Any) -> Any:
         raise AssertionError("the links were read")
@@ -176,14 +177,14 @@ def test_predicting_needs_nothing_but_the_artifacts(monkeypatch: pytest.MonkeyPa
 
 def test_whole_graph_models_do_not_see_the_link() -> None:
     """A link has one logit, whether it is an edge of the graph or not."""
-    asm = loop.assemble(tiny("gnn"))
-    state = loop.initial_state(asm)
+    asm = assemble(tiny("gnn"))
+    state = initial_state(asm)
     state["params"] = jax.tree.map(lambda x: 4 * x, state["params"])  # logits of some size
     predict = asm.experiment.actions["predict"]
     edges = np.asarray(asm.artifacts["graph"])
     u, v = edges[5].tolist()
     fewer = {**asm.artifacts, "graph": np.delete(edges, 5, axis=0)}
-    without = loop.assemble(tiny("gnn"), fewer).experiment.actions["predict"]
+    without = assemble(tiny("gnn"), fewer).experiment.actions["predict"]
     assert predict(state, f"{u} {v}").split()[3] == without(state, f"{u} {v}").split()[3]
     assert predict(state, f"{v} 3").split()[3] != without(state, f"{v} 3").split()[3]
 
@@ -214,11 +215,11 @@ def test_a_graph_it_has_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     page = (folder / "report.md").read_text()
     assert "jaccard" in page and "What is read around a link" in page
     assert "| duplicates | 1 |" in page and "| loops | 1 |" in page
-    assert loop.check(folder) == []
+    assert reopen.check(folder) == []
     shutil.rmtree(raw)
-    assert "node1 node9  logit" in loop.act(folder, "predict", "node1 node9")
+    assert "node1 node9  logit" in reopen.act(folder, "predict", "node1 node9")
     with pytest.raises(UserError, match="unknown node 'nodule'; did you mean"):
-        loop.act(folder, "predict", "node1 nodule")
+        reopen.act(folder, "predict", "node1 nodule")
 
 
 @pytest.mark.parametrize(
@@ -238,15 +239,15 @@ def test_bad_settings_are_refused(
 ) -> None:
     monkeypatch.setenv("BANYAN_DATA", str(tmp_path))
     with pytest.raises((UserError, ValueError), match=message):
-        asm = loop.assemble(tiny("pencil", **changes))
+        asm = assemble(tiny("pencil", **changes))
         assert asm.experiment.batch is not None
         asm.experiment.batch(0)
 
 
 def test_another_graph_is_refused() -> None:
-    other = loop.assemble(tiny("pencil", data__name="1"), artifacts())
+    other = assemble(tiny("pencil", data__name="1"), artifacts())
     with pytest.raises(UserError, match="not the links this run began with"):
-        other.experiment.evaluate(loop.initial_state(other), "valid")
+        other.experiment.evaluate(initial_state(other), "valid")
 
 
 # ------------------------------------------------------------------------------ heuristics, targets
@@ -259,8 +260,8 @@ def test_heuristics_are_means_over_the_fixed_splits(data_root: Path) -> None:
         "graph_heuristics", data__format="npz", data__name="USAir", data__split="fixed",
         data__index=-1, eval__heuristics=("pa",),
     )  # fmt: skip
-    found = loop.assemble(config)
-    values = found.experiment.evaluate(loop.initial_state(found), "test")
+    found = assemble(config)
+    values = found.experiment.evaluate(initial_state(found), "test")
     with np.load(data_root / "graph" / "USAir_splits.npz") as arrays:
         aucs = []
         for index in range(10):
@@ -278,7 +279,7 @@ def test_heuristics_are_means_over_the_fixed_splits(data_root: Path) -> None:
 
 def test_regression_learns_its_target_and_knows_the_constant() -> None:
     """Labels of batches are the heuristic, scaled, by hand; R2 of the mean is about 0."""
-    asm = loop.assemble(tiny("heuristic_regression"))
+    asm = assemble(tiny("heuristic_regression"))
     assert asm.experiment.batch is not None
     batch = asm.experiment.batch(0)
     loaded = links.load(asm.config)
@@ -290,7 +291,7 @@ def test_regression_learns_its_target_and_knows_the_constant() -> None:
     want = np.log1p((near @ near)[tuple(batch["pairs"].T)])
     want = np.clip(want / np.percentile(every, 99.99), 0, 1)
     np.testing.assert_allclose(batch["labels"], want, atol=1e-6)
-    found = asm.experiment.evaluate(loop.initial_state(asm), "test")
+    found = asm.experiment.evaluate(initial_state(asm), "test")
     assert abs(found["mean/test/r2"]) < 0.3 and found["test/rmse"] > 0
 
 

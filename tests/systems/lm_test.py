@@ -9,11 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from experiments.runner.assemble import Assembly, assemble, initial_state
+from experiments.runner.hosts import to_host
 from PIL import Image
 
 from attention import data as texts
 from attention.lm import model, passkey
-from experiments.runner import loop
+from experiments.runner import loop, reopen, results
 from experiments.runner.errors import UserError
 from experiments.systems.attention import lm as system
 from experiments.systems.attention import passkey as passkey_system
@@ -22,18 +24,18 @@ from tests.tiny_systems import assert_same_training, run_compiled, tiny
 
 
 @pytest.fixture(scope="module")
-def asm() -> loop.Assembly:
-    return loop.assemble(tiny("lm", mesh=(8, 1), model__attention="tda"))
+def asm() -> Assembly:
+    return assemble(tiny("lm", mesh=(8, 1), model__attention="tda"))
 
 
 @pytest.fixture(scope="module")
-def state(asm: loop.Assembly) -> Any:
-    return jax.device_get(loop.initial_state(asm))
+def state(asm: Assembly) -> Any:
+    return jax.device_get(initial_state(asm))
 
 
-def test_valid_loss_by_hand(asm: loop.Assembly, state: Any) -> None:
+def test_valid_loss_by_hand(asm: Assembly, state: Any) -> None:
     """Log-softmax in NumPy over evenly spaced stretches of the last tenth of the text."""
-    found = loop.to_host(asm.experiment.evaluate(state, "valid"))
+    found = to_host(asm.experiment.evaluate(state, "valid"))
     text = texts.made_text(0, system.MADE_CHARACTERS)[180_000:]
     alphabet = sorted(set(texts.made_text(0, system.MADE_CHARACTERS)))
     tokens = np.array([alphabet.index(c) for c in text])
@@ -44,12 +46,12 @@ def test_valid_loss_by_hand(asm: loop.Assembly, state: Any) -> None:
     picked = np.take_along_axis(logits, ids[:, 1:, None].astype(int), axis=-1)[..., 0]
     np.testing.assert_allclose(found["valid/loss"], (total - picked).mean(), rtol=1e-5)
     assert 1.0 < found["valid/loss/bigram"] < found["valid/loss/unigram"] < np.log(25)
-    lengths = loop.to_host(asm.experiment.evaluate(state, "lengths"))
+    lengths = to_host(asm.experiment.evaluate(state, "lengths"))
     np.testing.assert_allclose(lengths["lengths/loss@32"], found["valid/loss"], rtol=1e-6)
     assert {"lengths/zeros@64", "lengths/first_token/uniform@64"} <= set(lengths)
 
 
-def _model(asm: loop.Assembly) -> Any:
+def _model(asm: Assembly) -> Any:
     from experiments.runner import settings
 
     return settings.groups(asm.config)["model"]
@@ -94,10 +96,10 @@ def run_with_gradients_of_one_device() -> tuple[Any, list[dict[str, Any]]]:
     return state, metrics
 
 
-def test_pictures_and_sample(asm: loop.Assembly, state: Any) -> None:
+def test_pictures_and_sample(asm: Assembly, state: Any) -> None:
     experiment = asm.experiment
     records = [
-        loop.record_of(0, split, loop.to_host(experiment.evaluate(state, split)))
+        results.record_of(0, split, to_host(experiment.evaluate(state, split)))
         for split in experiment.splits
     ]
     assert experiment.figures is not None
@@ -158,10 +160,10 @@ def test_another_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     text = str(tmp_path / "text.txt")
     few = {"train__steps": 2, "eval__every": 2, "eval__lengths": (32,), "model__layers": 1}
     loop.train(tiny("lm", data__text=text, **few), tmp_path / "run")
-    assert loop.check(tmp_path / "run") == []
+    assert reopen.check(tmp_path / "run") == []
     (tmp_path / "text.txt").write_text(other)
     with pytest.raises(UserError, match="is not the text this run began with"):
-        loop.check(tmp_path / "run")
+        reopen.check(tmp_path / "run")
 
 
 def test_bpe_reads_any_text(tmp_path: Path) -> None:
@@ -174,7 +176,7 @@ def test_bpe_reads_any_text(tmp_path: Path) -> None:
         model__vocab_size=300,
         eval__lengths=(32,),
     )
-    asm = loop.assemble(config)
+    asm = assemble(config)
     assert asm.experiment.batch is not None
     ids = asm.experiment.batch(0)["ids"]
     assert ids.shape == (8, 33) and ids.max() < 300
@@ -210,7 +212,7 @@ def test_passkey_accuracy_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for shift, want in ((0, 1.0), (1, 0.0)):
         monkeypatch.setattr(passkey_system.model, "forward", oracle(shift))
-        asm = loop.assemble(config)
+        asm = assemble(config)
         found = asm.experiment.evaluate({"params": {}}, "lengths")
         assert found["lengths/accuracy@32"] == found["lengths/accuracy@64"] == want
 
@@ -218,17 +220,17 @@ def test_passkey_accuracy_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["lm", "passkey"])
 def test_frequencies_are_stretched_beyond_the_training_length(name: str) -> None:
     """With eval.ntk, the test at twice the length changes and the one at the length does not."""
-    plain, ntk = (loop.assemble(tiny(name, eval__ntk=given)) for given in (False, True))
-    state = jax.device_get(loop.initial_state(plain))
-    one = loop.to_host(plain.experiment.evaluate(state, "lengths"))
-    two = loop.to_host(ntk.experiment.evaluate(state, "lengths"))
+    plain, ntk = (assemble(tiny(name, eval__ntk=given)) for given in (False, True))
+    state = jax.device_get(initial_state(plain))
+    one = to_host(plain.experiment.evaluate(state, "lengths"))
+    two = to_host(ntk.experiment.evaluate(state, "lengths"))
     assert one["lengths/loss@32"] == two["lengths/loss@32"]
     assert one["lengths/loss@64"] != two["lengths/loss@64"]
 
 
 def test_passkey_pictures() -> None:
-    asm = loop.assemble(tiny("passkey"))
-    state = jax.device_get(loop.initial_state(asm))
+    asm = assemble(tiny("passkey"))
+    state = jax.device_get(initial_state(asm))
     assert asm.experiment.figures is not None
     (picture,) = asm.experiment.figures([], state).values()
     assert Image.open(io.BytesIO(picture)).format == "PNG"

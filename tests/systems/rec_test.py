@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from experiments.runner.assemble import Assembly, assemble, initial_state
 
-from experiments.runner import checkpoint, loop
+from experiments.runner import checkpoint, loop, reopen
 from experiments.runner.errors import UserError
 from rec.sid import table
 from tests.systems.contract_test import on_devices
@@ -23,11 +24,11 @@ SMALL = {"data__users": 60, "eval__rows": 16, "eval__draws": 10}
 @cache
 def artifacts() -> dict[str, Any]:
     """Of a small tiger; shared, for fitting SIDs takes seconds."""
-    return loop.assemble(tiny("tiger", **SMALL)).artifacts
+    return assemble(tiny("tiger", **SMALL)).artifacts
 
 
-def assembled(**changes: Any) -> loop.Assembly:
-    return loop.assemble(tiny("tiger", **SMALL, **changes), artifacts())
+def assembled(**changes: Any) -> Assembly:
+    return assemble(tiny("tiger", **SMALL, **changes), artifacts())
 
 
 @pytest.mark.trains
@@ -49,18 +50,18 @@ def test_a_wrong_sid_table_is_refused() -> None:
     sids[3, 0] = (sids[3, 0] + 1) % 8
     broken = {**kept, "sid": {**kept["sid"], "table": sids}}
     with pytest.raises(UserError, match="SHA-256"):
-        loop.assemble(tiny("tiger", **SMALL), broken)
+        assemble(tiny("tiger", **SMALL), broken)
     sizes = tuple(kept["sid"]["sizes"])
     other = {**kept, "sid": {**kept["sid"], "table": sids, "sha256": table.sha256(sids, sizes)}}
-    state = loop.initial_state(assembled())
+    state = initial_state(assembled())
     with pytest.raises(UserError, match="another SID table"):
-        loop.assemble(tiny("tiger", **SMALL), other).experiment.evaluate(state, "valid")
+        assemble(tiny("tiger", **SMALL), other).experiment.evaluate(state, "valid")
 
 
 def test_recommending_needs_nothing_but_the_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
     """No corpus is read; items of the history are left out; a long history keeps its newest."""
     asm = assembled()
-    state = loop.initial_state(asm)
+    state = initial_state(asm)
 
     def refuse(*_: Any) -> Any:
         raise AssertionError("the corpus was read")
@@ -94,7 +95,7 @@ def test_recommending_needs_nothing_but_the_artifacts(monkeypatch: pytest.Monkey
 def test_the_test_prints_everything_beside_it() -> None:
     """All five baselines, the best possible ranker, groups, intervals and differences."""
     asm = assembled()
-    found = asm.experiment.evaluate(loop.initial_state(asm), "test")
+    found = asm.experiment.evaluate(initial_state(asm), "test")
     for name in ("popularity", "successor", "cooccurrence", "item_knn", "content"):
         for metric in ("recall@5", "recall@10", "ndcg@5", "ndcg@10"):
             assert 0 <= found[f"{name}/test/{metric}"] <= 1
@@ -169,16 +170,16 @@ def test_from_raw_files_of_an_unknown_category_to_a_report(
     assert kept["sha256"] == table.sha256(kept["table"], tuple(kept["sizes"]))
 
     shutil.move(made, moved)
-    assert loop.check(moved) == []
+    assert reopen.check(moved) == []
     shutil.rmtree(tmp_path / "raw")
-    answer = loop.act(moved, "recommend", f"{saved['items'][0]} {saved['items'][1]}")
+    answer = reopen.act(moved, "recommend", f"{saved['items'][0]} {saved['items'][1]}")
     assert "toy car" in answer
     with pytest.raises(UserError, match="unknown item"):
-        loop.act(moved, "recommend", "B0")
+        reopen.act(moved, "recommend", "B0")
     with pytest.raises(UserError, match="other items"):
-        loop.assemble(tiny("tiger", sid__run=str(sid), **SMALL))
+        assemble(tiny("tiger", sid__run=str(sid), **SMALL))
     with pytest.raises(UserError, match="not sid"):
-        loop.assemble(tiny("tiger", sid__run=str(moved), **SMALL))
+        assemble(tiny("tiger", sid__run=str(moved), **SMALL))
 
 
 def test_published_tables_follow_items_through_the_core(
@@ -204,13 +205,13 @@ def test_published_tables_follow_items_through_the_core(
         assert sid == [number % 7, number // 7, 0]
     config = tiny("tiger", **SMALL, sid__table=str(path))
     with pytest.raises(UserError, match="40 items"):
-        loop.assemble(config)
+        assemble(config)
 
 
 @pytest.mark.trains
 def test_shuffled_sids_are_the_same_ones_elsewhere() -> None:
     kept = artifacts()["sid"]
-    mixed = loop.assemble(tiny("tiger", **SMALL, sid__shuffle=True)).artifacts["sid"]
+    mixed = assemble(tiny("tiger", **SMALL, sid__shuffle=True)).artifacts["sid"]
     assert mixed["sha256"] != kept["sha256"]
     rows = [sorted(map(tuple, np.asarray(s["table"]).tolist())) for s in (kept, mixed)]
     assert rows[0] == rows[1]
@@ -238,7 +239,7 @@ def test_what_does_not_go_together_is_refused(
     """Before anything is compiled or written, in words that say what to do."""
     changes = {"data__root": str(tmp_path), **changes}
     with pytest.raises(UserError, match=words):
-        loop.assemble(tiny(system, **changes))
+        assemble(tiny(system, **changes))
 
 
 @pytest.mark.parametrize(
@@ -274,13 +275,13 @@ def test_relevance_and_search_are_artifacts() -> None:
         eval__per_sid=2,
         sid__conflict="none",
     )
-    asm = loop.assemble(config)
+    asm = assemble(config)
     found = asm.artifacts["search"]
     assert len(found) == 13 and asm.artifacts["exponents"] == found[0][:3]
     ratios = [row[4] for row in found]
     assert ratios == sorted(ratios, reverse=True)
     assert asm.artifacts["features"].shape[0] == 512
-    state = loop.initial_state(asm)
+    state = initial_state(asm)
     evaluated = asm.experiment.evaluate(state, "valid")
     assert 0 <= evaluated["valid/recall@10"] <= 1
     answer = asm.experiment.actions["recommend"](state, asm.artifacts["items"][0])
