@@ -93,7 +93,7 @@ def inspect(values: flags.FlagValues) -> int:
     query = values.query or ""
     if query.startswith("@"):
         try:
-            query = Path(query[1:]).read_text()
+            query = Path(query[1:]).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--query={query}: {error}") from error
     print(reopen.act(workdir, mode, query))

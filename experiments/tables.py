@@ -38,12 +38,14 @@ KINDS = {
     "benches": "bench",
     "shortcuts": "shortcuts",
     "compiles": "compiled",
+    "jitter": "jitter",
 }
 BLOCKS = tuple(KINDS)
 COMMAND = {
     "results": "python experiments/run.py --config=SYSTEM:VARIANT",
     "checks": "pytest -m slow",
     "benches": "python experiments/bench.py NAME --json=experiments/results/FILE.json",
+    "jitter": "pytest -m slow tests/jitter_test.py",
     "compiles": "python -m attention.tpu_aot --json=experiments/results/FILE.json",
     "shortcuts": "python -m banyan.oracle_check --shortcuts --json=experiments/results/FILE.json",
 }
@@ -62,13 +64,13 @@ def read(results: Path = RESULTS) -> Found:
     for path in sorted([*results.glob("*.json"), *results.glob("*/results.json")]):
         name = path.relative_to(results).as_posix()
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise UserError(f"{path} is damaged: {error}") from error
         kinds = [kind for kind, key in KINDS.items() if key in content]
         if len(kinds) != 1:
             raise UserError(
-                f"{path}: no result of a run, a bench, a slow test, a count or a compiler"
+                f"{path}: no result of a run, a bench, a slow test, a count, a compiler or draws"
             )
         if kinds == ["results"]:
             other = hashes.setdefault(content["config_hash"], name)
@@ -239,6 +241,21 @@ def compiles_text(results: Mapping[str, Mapping[str, Any]]) -> str:
     return markdown_table(Table(head, rows)) + "".join(lines) if rows else ""
 
 
+def jitter_text(result: Mapping[str, Any]) -> str:
+    """One row per figure of a test: its bound, the value nearest to it under all draws, flips."""
+    rows = []
+    for name, test in result["tests"].items():
+        figures = test["figures"] or {"the same bits": None}
+        for text, figure in figures.items():
+            worst = "" if figure is None else f"{figure['worst']:.3g}"
+            flips = f"{test['flips']} of {result['draws']}"
+            cells = (name.removeprefix("tests/"), str(test["cases"]), text, worst, flips)
+            rows.append([Cell(cell) for cell in cells])
+    head = ("test", "cases", "asserts", "nearest of all draws", "draws that fail")
+    title = f"{result['jitter'].capitalize()}; {result['device']}, commit {result['commit']}.\n\n"
+    return title + markdown_table(Table(head, rows))
+
+
 def blocks(found: Found) -> dict[str, str]:
     """Text of every block of README."""
     runs = runs_table(found["results"])
@@ -248,6 +265,7 @@ def blocks(found: Found) -> dict[str, str]:
         "checks": "\n".join(check_text(check) for check in found["checks"].values()),
         "benches": "\n".join(bench_text(bench) for bench in found["benches"].values()),
         "compiles": compiles_text(found["compiles"]),
+        "jitter": "\n".join(jitter_text(result) for result in found["jitter"].values()),
         "shortcuts": markdown_table(shortcuts) if shortcuts.rows else "",
     }
     return {kind: text or f"Not measured yet: `{COMMAND[kind]}`\n" for kind, text in texts.items()}

@@ -46,6 +46,13 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_sessionstart() -> None:
+    """With $BANYAN_JITTER the last bits of initial parameters differ (see tests/jitter.py)."""
+    from tests import jitter  # after jaxtyping's hook, which checks what is imported from here on
+
+    jitter.install()
+
+
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Tests marked `users_compiler`, whose figures hang on the last bit or which run for longer
     than they compile, get their own process."""

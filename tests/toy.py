@@ -207,6 +207,8 @@ def as_module() -> types.ModuleType:
 if __name__ == "__main__":
     # Under its own name, so that there is one copy of everything.
     import tests.toy
+    from tests import jitter
 
+    jitter.install()
     tests.toy.install()
     tests.toy.main()

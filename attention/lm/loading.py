@@ -181,7 +181,7 @@ def _read_json(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; a model folder has config.json and *.safetensors")
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: no valid JSON ({error})") from error
 

@@ -356,7 +356,7 @@ def read_json(workdir: Path, step: int) -> dict[str, Any]:
     """Config stored beside a state."""
     path = Path(workdir) / FOLDER / str(step) / "config" / "metadata"
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"checkpoint config {path} is missing or damaged: {error}") from error
     _verify(path.parent.parent, "config", {"json": _json_digest(config)})

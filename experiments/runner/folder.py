@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file or nothing: a temporary file beside it, then a rename."""
     partial = path.with_name(path.name + ".part")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 
@@ -46,7 +46,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Raises UserError naming the file if it is missing or no JSON object."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path.parent} is no run folder: {path.name} is missing") from error
     except (OSError, ValueError, RecursionError) as error:

@@ -14,6 +14,7 @@ import pytest
 from attention import kinds
 from attention.lm import lora, model, vocabulary
 from attention.lm.config import PRESETS, LMConfig, preset
+from tests.jitter import jittered
 
 fast = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 SIZES: dict[str, Any] = dict(
@@ -235,10 +236,11 @@ def test_adapters() -> None:
         lora.init(jax.random.key(0), PARAMS, rank=0)
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("tied", [True, False])
 def test_new_rows_and_frozen_rows(tied: bool) -> None:
     cfg = dataclasses.replace(CFG, tied=tied, layers=1)
-    params = loud(cfg, 4)
+    params = jittered(loud(cfg, 4))
     wide, bigger = vocabulary.extend_vocab(params, cfg, 3)
     assert bigger.vocab_size == 43
     logits, base = run(wide, bigger, IDS).logits, run(params, cfg, IDS).logits

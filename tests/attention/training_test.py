@@ -18,6 +18,7 @@ from attention import data, masks, survivors
 from attention.lm import heads, model, passkey, training
 from attention.lm.config import LMConfig, preset
 from attention.lm.optim_config import OptimConfig
+from tests import jitter
 
 CFG = preset(
     "tiny", vocab_size=11, layers=2, width=16, heads=2, kv_heads=2, head_dim=8, mlp_width=32
@@ -49,18 +50,19 @@ def test_loss_against_a_loop(params: model.Params) -> None:
     assert float(training.loss(params, CFG, jnp.asarray(ids), jnp.zeros((3, 5)))) == 0.0
 
 
+@pytest.mark.trains
 def test_microbatches_add_up(params: model.Params) -> None:
     tx = training.optimizer(OptimConfig(**OPTIM))
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 11, (4, 9)), jnp.int32)
     run = jax.jit(training.update, static_argnums=(2, 3, 5))
     whole = run(params, tx.init(params), CFG, tx, {"ids": ids}, 1)
     parts = run(params, tx.init(params), CFG, tx, {"ids": ids}, 4)
-    for one, two in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
-        np.testing.assert_allclose(one, two, rtol=2e-4, atol=1e-6)
+    jitter.close("parameters and moments", parts, whole, rtol=2e-4, atol=1e-6)
     with pytest.raises(ValueError, match="microbatches=3 do not divide a batch of 4"):
         training.update(params, tx.init(params), CFG, tx, {"ids": ids}, 3)
 
 
+@pytest.mark.trains
 def test_optimizer_follows_its_schedule_and_decays_matrices_alone(params: model.Params) -> None:
     """With zero gradients AdamW only decays: by lr(t) * weight_decay, matrices alone."""
     tx = training.optimizer(OptimConfig(**OPTIM))

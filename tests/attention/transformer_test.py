@@ -12,6 +12,8 @@ import pytest
 
 from attention import kinds, transformer
 from attention.transformer import Decoder, Encoder, EncoderDecoder, TransformerConfig, t5
+from tests import jitter
+from tests.jitter import jittered
 from tests.tiers import deep_unless
 
 SMALL: dict[str, Any] = dict(width=16, heads=4, kv_heads=2, head_dim=4, mlp_width=24, layers=2)
@@ -281,9 +283,11 @@ def test_padding_packing_and_causality(position: str) -> None:
     assert float(jnp.abs(before[:, 5:] - after[:, 5:]).max()) > 0.01
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("kind", kinds.KINDS)
 def test_every_kind_trains(kind: str) -> None:
-    """A step along the gradient lowers the loss, and every parameter has a part in it."""
+    """A small step along the gradient lowers the loss by what the gradient says, and every
+    parameter has a part in it."""
     cfg = TransformerConfig(
         **{**SMALL, "layers": 1},
         attention=kind,
@@ -291,7 +295,7 @@ def test_every_kind_trains(kind: str) -> None:
         learn_beta=kind in ("tra", "tda"),
         scan=False,
     )
-    params = loud(Encoder(cfg), X, seed=3)
+    params = jittered(loud(Encoder(cfg), X, seed=3))
     target = jnp.roll(X, 1, axis=1)
 
     def loss(params: Any) -> jax.Array:
@@ -302,8 +306,11 @@ def test_every_kind_trains(kind: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         assert jnp.isfinite(leaf).all() and jnp.abs(leaf).max() > 0, path
     size = sum((leaf**2).sum() for leaf in jax.tree.leaves(grads))
-    after, _ = slope(jax.tree.map(lambda p, g: p - 0.003 * before / size * g, params, grads))
-    assert 0.99 * before < after < 0.9985 * before  # to first order, 0.3 % less
+    part = 1e-4  # of the loss; 30 times as much crosses thresholds of tda, which then gains nothing
+    after, _ = slope(jax.tree.map(lambda p, g: p - part * before / size * g, params, grads))
+    # .99 to 1.02 over six seeds and all kinds, but for 1.09 at a kink of rela.
+    fall = float(1 - after / before) / part
+    jitter.at_most("gap between the fall of the loss and its first order", abs(fall - 1), 0.25)
 
 
 def test_post_norm_ends_normalized_and_dropout_wants_its_rng() -> None:

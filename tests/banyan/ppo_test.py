@@ -14,6 +14,7 @@ from banyan.agents.config import ModelConfig, PPOConfig
 from banyan.agents.networks import NO_ACTION, ActorCritic
 from banyan.task_config import TaskConfig
 from banyan.types import Obs
+from tests import jitter
 from tests.tiers import deep
 
 MODEL: dict[str, Any] = {
@@ -266,6 +267,7 @@ def test_evaluation_is_one_episode_per_env(tables: Any) -> None:
 
 
 @pytest.mark.deep
+@pytest.mark.trains
 def test_nothing_recompiles_when_tasks_change(tables: Any) -> None:
     """Distribution, horizon and rewards are data: swapping them never traces again."""
     net, config = network(), PPOConfig(**PPO)
@@ -290,6 +292,7 @@ def test_nothing_recompiles_when_tasks_change(tables: Any) -> None:
 
 
 @pytest.mark.deep
+@pytest.mark.trains
 def test_conditions_train_side_by_side(tables: Any) -> None:
     """Several distributions and horizons under one vmap equal the same updates one by one."""
     net, config = network(), PPOConfig(**PPO)
@@ -310,14 +313,13 @@ def test_conditions_train_side_by_side(tables: Any) -> None:
     alone_step = jax.jit(step)
     for row, now in enumerate((tables, few)):
         alone, alone_metrics = alone_step(now)
-        for a, b in zip(
-            jax.tree.leaves(alone.params), jax.tree.leaves(together.params), strict=True
-        ):
-            np.testing.assert_allclose(a, b[row], atol=1e-6)
-        np.testing.assert_allclose(alone_metrics["loss"], metrics["loss"][row], rtol=1e-4)
+        mine = jax.tree.map(lambda leaf, row=row: leaf[row], together.params)
+        jitter.close("parameters", mine, alone.params, atol=1e-5)  # lr is 1e-3
+        jitter.close("loss", metrics["loss"][row], alone_metrics["loss"], rtol=1e-4)
     assert float(metrics["episodes"][0]) != float(metrics["episodes"][1])
 
 
+@pytest.mark.trains
 def test_new_phase_starts_fresh_episodes(tables: Any) -> None:
     net, config = network(), PPOConfig(**{**PPO, "reset_optimizer": True})
     agent = begin(jax.random.key(0), net, config, tables)
@@ -379,6 +381,7 @@ def test_gradient_is_that_of_the_loss() -> None:
         np.testing.assert_allclose((ahead - back) / 2e-2, norm, rtol=2e-2, atol=2e-4, err_msg=name)
 
 
+@pytest.mark.trains
 def test_update_learns_from_its_own_rollout(tables: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Advantages bootstrap from the state after the rollout, returns add the values, the memory is
     that of the first step, and the optimizer starts from the parameters that acted."""
@@ -415,7 +418,7 @@ def test_update_learns_from_its_own_rollout(tables: Any, monkeypatch: pytest.Mon
     final = ppo.final_values(net, agent.params, want, outcome, 5)
     term, trunc = outcome.terminated, outcome.truncated
     expected = numpy_gae(outcome.reward, want.value, last, final, term, trunc, 0.9, 0.8)
-    np.testing.assert_allclose(advantages, expected, rtol=1e-4, atol=1e-5)
+    jitter.close("advantages", advantages, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(returns - advantages, sample.value, atol=1e-6)
     ended = np.asarray(term | trunc)
     assert ended.sum() > 0 and float(metrics["episodes"]) == ended.sum()

@@ -127,7 +127,14 @@ LEVEL = """; 0
         (["--mode=check"], ["--mode=check", "leave --config out"]),
     ],
 )
-def test_misuse(words: list[str], parts: list[str], call: Any, tmp_path: Path) -> None:
+def test_misuse(
+    words: list[str],
+    parts: list[str],
+    call: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if not installed, also where it is
     answer = call(BANYAN, f"--workdir={tmp_path / 'run'}", *words)
     says(answer, *parts)
     assert answer.code == 2

@@ -149,6 +149,29 @@ def test_compiled_programs_and_their_growth(tmp_path: Path) -> None:
     assert "from T=8,192 to 16,384 grow by 2.01;" in text and "by 4.00. jax 0.10.2" in text
 
 
+def test_draws_of_last_bits_are_a_row_per_figure(tmp_path: Path) -> None:
+    figure = {"side": "<=", "bound": 0.06, "plain": 0.03, "worst": 0.0312}
+    result = {
+        "jitter": "times 1 + 1e-7 n",
+        "draws": 10,
+        "device": "cpu (2 cores)",
+        "commit": "abc",
+        "tests": {
+            "tests/a_test.py::test_x": {
+                "cases": 2,
+                "flips": 1,
+                "figures": {"loss <= 0.06": figure},
+            },
+            "tests/a_test.py::test_y": {"cases": 1, "flips": 0, "figures": {}},
+        },
+    }
+    text = tables.blocks(tables.read(write(tmp_path, jitter=result)))["jitter"]
+    assert text.startswith("Times 1 + 1e-7 n; cpu (2 cores), commit abc.")
+    rows = [[cell.strip() for cell in line.split("|")[2:-1]] for line in text.splitlines()[-2:]]
+    assert rows[0] == ["2", "loss &lt;= 0.06", "0.0312", "1 of 10"]
+    assert rows[1] == ["1", "the same bits", "", "0 of 10"]
+
+
 def test_nothing_measured_names_the_command(tmp_path: Path) -> None:
     for name, text in tables.blocks(tables.read(tmp_path)).items():
         assert text.startswith("Not measured yet") and tables.COMMAND[name] in text

@@ -20,7 +20,9 @@ from graph import bits, pencil
 from graph.config import OptimConfig, PencilConfig
 from graph.pencil import Pencil
 from graph.sample import LinkBatch
+from tests import jitter
 from tests.graph import graphs
+from tests.jitter import jittered
 from tests.tiers import deep
 
 SMALL = dict(slots=12, width=16, heads=2, mlp_width=24, layers=2, scan=False)
@@ -448,11 +450,12 @@ def test_scan_remat_and_dtype() -> None:
 
 
 @pytest.mark.deep
+@pytest.mark.trains
 def test_training_resumes_and_leaves_the_projection(tmp_path: Path) -> None:
     """Ten updates with dropout and decay move every trained value and no bit of P; saved, restored
     and ten more are bit for bit the twenty in one go."""
     cfg, optim = config(scan=True), OptimConfig(lr=1e-3, weight_decay=0.1)
-    batch, labels = some(), jnp.array([1.0, 0, 1, 0])
+    batch, labels = some(), jittered(jnp.array([1.0, 0, 1, 0]))
     variables = start(cfg, batch)
     assert set(variables) == {"params", "frozen"}
     tx = optax.adamw(optim.lr, optim.b1, optim.b2, optim.eps, weight_decay=optim.weight_decay)
@@ -476,7 +479,8 @@ def test_training_resumes_and_leaves_the_projection(tmp_path: Path) -> None:
         return jax.lax.scan(update, state, None, length=10)
 
     middle, losses = ten(begin)
-    assert losses[-1] < losses[0] and np.ptp(losses) > 1e-3
+    # .930 +- .013 over ten seeds, at most .946.
+    jitter.at_most("last loss / first", losses[-1] / losses[0], 0.985)
     assert np.array_equal(middle["frozen"]["projection"], begin["frozen"]["projection"])
     old, new = jax.tree.leaves(begin["params"]), jax.tree.leaves(middle["params"])
     assert all(np.all(a != b) for a, b in zip(old, new, strict=True))

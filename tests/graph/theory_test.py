@@ -12,6 +12,7 @@ import pytest
 from graph import pencil, tuples
 from graph.config import GNNConfig, PencilConfig
 from graph.peers import gnn
+from tests import jitter
 from tests.graph import graphs
 
 CYCLES = range(6, 11)
@@ -80,6 +81,7 @@ def test_message_passing_ties_alike_nodes() -> None:
 
 
 @pytest.mark.deep
+@pytest.mark.trains
 def test_pencil_tells_distances_apart() -> None:
     """2-hop subgraphs of pairs 2 and 3 apart on cycles of 6 to 10: told apart without a mistake,
     under slots it was not trained on."""
@@ -115,5 +117,6 @@ def test_pencil_tells_distances_apart() -> None:
         apply = lambda b: model.apply({"params": params, "frozen": frozen}, b)
         return pencil.mean_score(apply, batch, draws)
 
-    for key in jax.random.split(jax.random.key(2), 10):
-        assert np.array_equal(score(key) > 0, labels > 0)
+    scores = [score(key) * (2 * labels - 1) for key in jax.random.split(jax.random.key(2), 10)]
+    # The least is 8.5 to 9.4 over six seeds; above 0 is told apart.
+    jitter.at_least("logits, counted towards their labels", jnp.stack(scores), 2.0)

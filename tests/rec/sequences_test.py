@@ -26,6 +26,8 @@ from rec.data.sequences import (
     take,
     temporal,
 )
+from tests import jitter
+from tests.jitter import jittered
 
 
 def random_rows(seed: int, users: int = 30, items: int = 40) -> list[list[int]]:
@@ -287,16 +289,18 @@ def test_bayes_recall_is_the_best_and_what_the_law_promises() -> None:
     assert 0.5 < bayes_recall(made.law, queries, 10) < 0.9, "neither trivial nor hopeless"
 
 
+@pytest.mark.trains
 def test_planted_texts_carry_the_tree() -> None:
     """Longer common paths are nearer, and residual k-means finds the very codes."""
     from sklearn.cluster import KMeans
 
     made = planted(0, users=500)
-    vectors = text.encode(made.corpus.texts)
+    vectors = jittered(text.encode(made.corpus.texts))
     near = vectors @ vectors.T
     shared = (made.sids[:, None] == made.sids[None]).cumprod(-1).sum(-1)
     means = [near[shared == depth].mean() for depth in range(4)]
-    assert all(a + 0.02 < b for a, b in pairwise(means)), means
+    # Six seeds and three draws of last bits: .558, .287, .105, and the very codes every time.
+    jitter.at_least("gaps of similarity", [b - a for a, b in pairwise(means)], 0.02)
     rest = vectors
     for level in range(3):
         found = KMeans(8, n_init=5, random_state=0).fit(rest)

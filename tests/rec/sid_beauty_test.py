@@ -18,9 +18,10 @@ from sklearn.preprocessing import normalize
 
 from rec.sid import conflict, report, table, tokenizer, trie
 from rec.sid.config import SIDConfig
-from tests import ROOT, compiling
+from tests import ROOT, compiling, jitter
+from tests.jitter import jittered
 
-pytestmark = [pytest.mark.data, pytest.mark.deep]
+pytestmark = [pytest.mark.data, pytest.mark.deep, pytest.mark.trains]
 
 ITEMS = 12101
 # Distortions per level of scikit-learn's full KMeans (k-means++, one start, up to 100 iterations,
@@ -45,7 +46,7 @@ def features(root: Path) -> np.ndarray:
     texts = [" ".join([tags[item], *words[item]]) for item in seen]
     counts = TfidfVectorizer(min_df=2, sublinear_tf=True).fit_transform(texts)
     reduced = TruncatedSVD(256, n_iter=3, random_state=0).fit_transform(counts)
-    return normalize(reduced).astype(np.float32)
+    return jittered(normalize(reduced).astype(np.float32))
 
 
 FIT = """
@@ -90,9 +91,11 @@ def test_residual_k_means_reaches_the_golden_figures(data_root: Path, fitted: Fi
     decoded = tokenizer.reconstruct(params, codes, cfg)
     figures = report.report(codes, (256,) * 3, x, decoded)
     print({name: round(value, 4) for name, value in figures.items()})
-    assert figures["distinct"] >= 10_300
-    assert min(figures[f"usage/level{level}"] for level in (1, 2, 3)) >= 0.98
-    assert figures["alarm"] == 0 and figures["largest_group"] <= 20
+    # Over six seeds: 10,455 +- 99 (least 10,262), every code in use, 11 to 18 items.
+    jitter.at_least("distinct", figures["distinct"], 10_000)
+    jitter.at_least("usage", [figures[f"usage/level{level}"] for level in (1, 2, 3)], 0.98)
+    jitter.at_most("largest group", figures["largest_group"], 30)
+    assert figures["alarm"] == 0
     errors = [figures[f"reconstruction/level{level}"] for level in (1, 2, 3)]
     assert 0.5 > errors[0] > errors[1] > errors[2]
     sids = tokenizer.assign(params, x, cfg)
@@ -114,8 +117,15 @@ def test_residual_k_means_is_as_good_as_scikit_learn(data_root: Path, fitted: Fi
         rest = rest - books[-1][labels[-1]]
     theirs = distortions(x, books, np.stack(labels, axis=1))
     print("distortion", ours, "scikit-learn", theirs, KMEANS)
-    for mine, live, full in zip(ours, theirs, KMEANS, strict=True):
-        assert mine <= 1.03 * live and mine <= 1.03 * full
+    # Over six seeds the levels are at 1.003 +- .006, 1.016 +- .012 and 1.019 +- .013 of full
+    # k-means, at most 1.041.
+    jitter.at_most("distortion / full k-means", np.divide(ours, KMEANS), 1.08)
+    jitter.at_most("distortion / mini-batches", np.divide(ours, theirs), 1.08)
+    drawn = x[np.random.default_rng(0).permutation(len(x))[:256]].astype(np.float64)
+    nearest = np.argmax(x @ drawn.T, axis=1)[:, None]  # rows of length 1
+    jitter.at_least(
+        "rows as codes / full k-means", distortions(x, [drawn], nearest)[0] / KMEANS[0], 1.2
+    )
 
 
 @pytest.mark.parametrize("how", ["ecm", "rrs"])
@@ -127,8 +137,10 @@ def test_psid_is_nearly_as_close_as_the_nearest_codes(
     found = conflict.psid(x, np.asarray(params["codebook"]), how, True)
     print(how, found.distortion / found.greedy, found.moved)
     assert table.unique(found.sids) and len(found.sids) == ITEMS
-    assert 1 < found.distortion / found.greedy <= 1.10
-    assert (found.sids == codes).all(axis=1).mean() > 0.8
+    # Three seeds: 1.022 to 1.025 (ecm), 1.047 to 1.054 (rrs); .854 to .860 of the items.
+    assert found.distortion > found.greedy
+    jitter.at_most("distortion / of the nearest codes", found.distortion / found.greedy, 1.10)
+    jitter.at_least("items with their nearest codes", (found.sids == codes).all(1).mean(), 0.8)
 
 
 def test_the_catalogue_is_a_trie(fitted: Fitted) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from rec.sid import fixed, kmeans, opq, report, residual, rvq, tokenizer
 from rec.sid.config import METHODS, SIDConfig
+from tests import jitter
+from tests.jitter import jittered
 from tests.tiers import deep_unless
 
 SMALL = dict(levels=3, codes=8, steps=30, batch=64, init_rows=128, lloyd=3)
@@ -32,15 +34,17 @@ def fitted(method: str) -> tuple[SIDConfig, dict]:
     return cfg, tokenizer.fit(jax.random.key(0), rows(), cfg)
 
 
+@pytest.mark.trains
 def test_lloyd_never_raises_the_inertia_and_reseeds_empty_clusters() -> None:
-    x = jnp.asarray(rows())
+    x = jittered(jnp.asarray(rows()))
     step, cost = jax.jit(kmeans.lloyd_step), jax.jit(kmeans.inertia)
     for start in (kmeans.plus_plus(jax.random.key(0), x, 8), jnp.zeros((8, 13)) + 50.0):
         centroids, costs = start, [float(cost(x, start))]
         for _ in range(8):
             centroids = step(x, centroids)
             costs.append(float(cost(x, centroids)))
-        assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(costs)), costs
+        rises = [after / before for before, after in itertools.pairwise(costs)]
+        jitter.at_most("inertia / the one before", rises, 1 + 1e-6)  # never above 1 over ten seeds
         assert len(np.unique(np.asarray(kmeans.nearest(x, centroids)))) == 8
     # Fewer distinct rows than clusters: no NaN, every row is a centroid.
     few = jnp.asarray(np.repeat(rows()[:2], 3, axis=0))
@@ -48,14 +52,16 @@ def test_lloyd_never_raises_the_inertia_and_reseeds_empty_clusters() -> None:
     assert float(kmeans.inertia(few, centroids)) < 1e-6
 
 
+@pytest.mark.trains
 def test_seeding_takes_rows_and_is_better_than_uniform_draws() -> None:
-    x = jnp.asarray(rows())
+    x = jittered(jnp.asarray(rows()))
     seed = jax.jit(kmeans.plus_plus, static_argnums=2)
     seeds = np.asarray(seed(jax.random.key(1), x, 8))
     assert len(np.unique(seeds, axis=0)) == 8
-    assert all((rows() == row).all(axis=1).any() for row in seeds)
+    assert all((np.asarray(x) == row).all(axis=1).any() for row in seeds)
     uniform = [float(kmeans.inertia(x, x[i : i + 8])) for i in range(0, 160, 16)]
-    assert float(kmeans.inertia(x, jnp.asarray(seeds))) < np.mean(uniform)
+    share = float(kmeans.inertia(x, jnp.asarray(seeds))) / np.mean(uniform)
+    jitter.at_most("inertia / of uniform draws", share, 0.8)  # .47 +- .07 over 20 seeds
     same = seed(jax.random.key(0), jnp.ones((300, 13)), 8)
     assert bool(jnp.isfinite(same).all())
 
@@ -77,6 +83,7 @@ def test_blocks_of_rows_are_assigned_as_all_at_once(monkeypatch: pytest.MonkeyPa
     np.testing.assert_array_equal(np.asarray(kmeans.nearest(x, x[:8])), whole)
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("method", deep_unless(lambda method: method == "rkmeans", METHODS))
 def test_one_interface(method: str) -> None:
     """Shapes, ranges, order and number of rows, JSON-like states, repeatable fits."""
@@ -99,6 +106,7 @@ def test_one_interface(method: str) -> None:
     assert sids.shape == (300, len(cfg.sizes)) and len(np.unique(sids, axis=0)) == 300
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("method", ["rkmeans", "rvq", "opq"])
 def test_errors_fall_with_every_level(method: str) -> None:
     cfg, params = fitted(method)
@@ -106,10 +114,12 @@ def test_errors_fall_with_every_level(method: str) -> None:
     target = np.asarray(residual.normalize(jnp.asarray(rows()), method != "opq"))
     figures = report.report(codes, (8,) * 3, target, tokenizer.reconstruct(params, codes, cfg))
     errors = [figures[f"reconstruction/level{level}"] for level in (1, 2, 3)]
-    assert errors[0] > 1.05 * errors[1] > 1.1 * errors[2] > 0
+    # Least of ten seeds: 1.37 and 1.17, both of rvq (1.26 +- .07); no seed moves under jitter.
+    jitter.at_least("gains of levels", [errors[0] / errors[1], errors[1] / errors[2]], 1.05)
     assert figures["alarm"] == 0 and figures["reconstruction"] == errors[-1]
 
 
+@pytest.mark.trains
 def test_residuals_that_are_not_normalised_are_fitted_too() -> None:
     cfg = SIDConfig(normalise=False, **SMALL)
     params = tokenizer.fit(jax.random.key(0), rows(), cfg)
@@ -117,7 +127,8 @@ def test_residuals_that_are_not_normalised_are_fitted_too() -> None:
     np.testing.assert_array_equal(params["scale"], 1.0)
     partial = tokenizer.reconstruct(params, codes, cfg)
     errors = ((rows() - partial) ** 2).sum(axis=(1, 2))
-    assert errors[0] > 1.05 * errors[1] > 1.1 * errors[2]
+    # Least of ten seeds: 3.6 and 1.44.
+    jitter.at_least("gains of levels", [errors[0] / errors[1], errors[1] / errors[2]], 1.05)
 
 
 def test_sums_of_far_apart_code_vectors_are_their_own_codes() -> None:
@@ -137,12 +148,13 @@ def test_sums_of_far_apart_code_vectors_are_their_own_codes() -> None:
     np.testing.assert_array_equal(back, codes)
 
 
+@pytest.mark.trains
 def test_levels_are_trained_one_by_one() -> None:
     """A level is fixed once the next begins (no momentum moves it), and is zero before its turn."""
     cfg = SIDConfig(method="rvq", **{**SMALL, "steps": 7})
     made = tokenizer.make(cfg)
     assert made.update is not None
-    x, key = jnp.asarray(rows()), jax.random.key(3)
+    x, key = jittered(jnp.asarray(rows())), jax.random.key(3)
     state, update, books = made.init(key, x), jax.jit(made.update), []
     for _ in range(7):
         state, metrics = update(state, x, key)
@@ -168,6 +180,7 @@ def test_rvq_gradients_are_those_of_the_code_vectors_alone() -> None:
     np.testing.assert_allclose(to_rows, 0.5 * (rows()[:40] - chosen) / 40, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.trains
 def test_opq_turns_by_a_rotation_and_lowers_the_error() -> None:
     _, params = fitted("opq")
     turned = np.asarray(params["rotation"])
@@ -182,17 +195,22 @@ def test_opq_turns_by_a_rotation_and_lowers_the_error() -> None:
     start = SIDConfig(method="opq", **{**SMALL, "lloyd": 0})
     first = jax.jit(lambda key, x: opq.init(key, x, start))(jax.random.key(0), rows())
     spread = ((rows() - rows().mean(axis=0)) ** 2).sum()
-    assert error(params) < error(first) < spread and error(params) < spread / 2
+    # Over ten seeds: .484 +- .026 of the start, whose error is .25 +- .01 of the spread.
+    jitter.at_most("error / at the start", error(params) / error(first), 0.7)
+    jitter.at_most("error at the start / spread", error(first) / spread, 0.5)
 
 
+@pytest.mark.trains
 def test_random_codes_are_uniform_and_lsh_keeps_neighbours() -> None:
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(4000, 12)).astype(np.float32)
+    x = jittered(rng.normal(size=(4000, 12)).astype(np.float32))
     cfg = SIDConfig(method="random", levels=2, codes=8, init_rows=8)
     params = tokenizer.fit(jax.random.key(0), x, cfg)
     codes = tokenizer.encode(params, x, cfg)
     pairs = np.bincount(codes[:, 0] * 8 + codes[:, 1], minlength=64)
-    assert ((pairs - 62.5) ** 2 / 62.5).sum() < 103.4  # chi^2 of 63 degrees of freedom at .001
+    # A hash of the last bits: another machine's bits are another draw. At .001 the bound of chi^2
+    # with 63 degrees of freedom would be 103, here it is that of one draw in ten million.
+    jitter.at_most("chi^2", ((pairs - 62.5) ** 2 / 62.5).sum(), 138.0)
     near = x.copy()
     near[:, 0] = np.nextafter(near[:, 0], np.float32(9))  # one bit of one feature
     assert (tokenizer.encode(params, near, cfg) == codes).mean() < 0.2

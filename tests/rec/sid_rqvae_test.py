@@ -11,6 +11,7 @@ import pytest
 
 from rec.sid import report, rqvae, tokenizer
 from rec.sid.config import SIDConfig
+from tests import jitter
 
 TINY = SIDConfig(method="rqvae", levels=2, codes=6, batch=32, init_rows=40, hidden=(8,), latent=4)
 
@@ -163,6 +164,7 @@ def test_sources_have_their_own_encoders_and_decoders() -> None:
     assert rqvae.decode(params, out.codes).shape == (40, 10)
 
 
+@pytest.mark.trains
 def test_dead_codes_start_again_at_residuals() -> None:
     residuals = jax.random.normal(jax.random.key(0), (2, 10, 4))
     books = jnp.full((2, 6, 4), 99.0)
@@ -206,29 +208,47 @@ BROKEN = {
 }
 
 
-def quality(**words: Any) -> dict[str, float]:
+SEEDS = range(5)
+LEVELS = (1, 2, 3)
+
+
+def measure_quality(**words: Any) -> list[dict[str, float]]:
+    """Reports of the fits of all seeds."""
     cfg = SIDConfig(**{**RECIPE, **words})
-    params = tokenizer.fit(jax.random.key(0), embeddings(), cfg)
-    codes = tokenizer.encode(params, embeddings(), cfg)
-    partial = tokenizer.reconstruct(params, codes, cfg)
-    return report.report(codes, (32,) * 3, embeddings(), partial)
+    reports = []
+    for seed in SEEDS:
+        params = tokenizer.fit(jax.random.key(seed), embeddings(), cfg)
+        codes = tokenizer.encode(params, embeddings(), cfg)
+        partial = tokenizer.reconstruct(params, codes, cfg)
+        reports.append(report.report(codes, (32,) * 3, embeddings(), partial))
+    return reports
+
+
+def least_usage(reports: list[dict[str, float]]) -> float:
+    """Mean over seeds of the share of codes in use on the level that uses fewest."""
+    return float(np.mean([min(r[f"usage/level{level}"] for level in LEVELS) for r in reports]))
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("cause", BROKEN)
-def test_each_mistake_alone_collapses_and_raises_the_alarm(cause: str) -> None:
-    figures = quality(**BROKEN[cause])
-    assert figures["alarm"] == 1
-    assert "collapsed (level" in report.reason(figures, (32,) * 3)
-
-
-@pytest.mark.deep
+@pytest.mark.trains
 @pytest.mark.users_compiler
-def test_the_repaired_recipe_uses_its_codes() -> None:
-    figures = quality()
-    assert figures["alarm"] == 0
-    assert min(figures[f"usage/level{level}"] for level in (1, 2, 3)) >= 0.95, figures
-    errors = [figures[f"reconstruction/level{level}"] for level in (1, 2, 3)]
-    assert errors[0] > errors[1] > errors[2]
+def test_the_repaired_recipe_uses_its_codes_and_each_mistake_alone_collapses() -> None:
+    """Means over five seeds: a code more or less in use is what last bits decide."""
+    reports = measure_quality()
+    assert sum(r["alarm"] for r in reports) <= 1
+    # .963 over ten seeds, one seed deviates by .029 (worst .906), so a mean of five by .013.
+    jitter.at_least("usage", least_usage(reports), 0.90)
+    # Ten seeds: 1.112 +- .016 (least 1.081) and 1.043 +- .006 (least 1.033).
+    errors = [np.mean([r[f"reconstruction/level{level}"] for r in reports]) for level in LEVELS]
+    jitter.at_least("gain of level 2", errors[0] / errors[1], 1.02)
+    jitter.at_least("gain of level 3", errors[1] / errors[2], 1.005)
+    # .189 +- .011 over ten seeds, at most .204.
     variance = float(embeddings().var(axis=0).sum())
-    assert figures["reconstruction"] < 0.3 * variance
+    jitter.at_most("reconstruction", errors[2] / variance, 0.25)
+    for cause, words in BROKEN.items():
+        reports = measure_quality(**words)
+        alarms = [r for r in reports if r["alarm"]]
+        assert len(alarms) >= 3
+        assert all("collapsed (level" in report.reason(r, (32,) * 3) for r in alarms)
+        # Least usage over ten seeds: Adagrad .28 +- .10 (at most .44), the others at most .19.
+        jitter.at_most(f"usage, {cause}", least_usage(reports), 0.50)

@@ -14,6 +14,7 @@ from experiments.benches import rec
 from rec.models import tiger
 from rec.models.config import TigerConfig
 from rec.models.tiger import Tiger
+from tests import jitter
 from tests.tiers import deep
 
 PAPER = dataclasses.replace(rec.CONFIG, dropout=0.1, softmax="digit", scan=True)
@@ -153,6 +154,7 @@ def test_log_probs_by_digit_and_over_everything() -> None:
                 np.testing.assert_allclose(found[row, digit], wanted, atol=1e-5)
 
 
+@pytest.mark.trains
 def test_loss_learns_one_batch() -> None:
     """Memorises four rows: a decoder that cannot is broken, whatever the IDs are."""
     import optax
@@ -177,7 +179,10 @@ def test_loss_learns_one_batch() -> None:
     for _ in range(120):
         params, opt, value = step(params, opt)
         first = value if first is None else first
-    assert first is not None and first > 3 and value < 0.05
+    # Over eight seeds: 4.7 to 5.2 before, .030 +- .002 after (at most .034).
+    assert first is not None
+    jitter.at_least("loss before", first, 3.0)
+    jitter.at_most("loss after", value, 0.06)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -25,15 +26,16 @@ def requirements(extra: str = "") -> dict[str, Requirement]:
 
 
 def shipped() -> set[str]:
-    """Files under version control, or all of them where there is no git."""
-    run = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
-    if run.returncode:
-        return {
-            p.relative_to(ROOT).as_posix()
-            for package in PACKAGES
-            for p in ROOT.glob(f"{package}/**/*")
-        }
-    return set(run.stdout.split("\n"))
+    """Files under version control, or all of them where there is no git or it refuses."""
+    if shutil.which("git") and (ROOT / ".git").exists():
+        words = ["git", "ls-files"]
+        run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+        if run.returncode == 0:
+            return set(run.stdout.split("\n"))
+    paths = [
+        path for package in PACKAGES for path in ROOT.glob(f"{package}/**/*") if path.is_file()
+    ]
+    return {p.relative_to(ROOT).as_posix() for p in paths if p.parent.name != "__pycache__"}
 
 
 def test_names_and_ranges() -> None:

@@ -28,7 +28,7 @@ from experiments.runner.assemble import assemble, initial_state
 from experiments.runner.errors import UserError
 from experiments.runner.hosts import to_host
 from experiments.runner.writer import Writer, read_metrics
-from tests import ROOT, toy
+from tests import ROOT, jitter, toy
 from tests.tiers import deep
 
 TIMING = ("wall_s", "compile_s", "steps_per_s", "time_s")
@@ -102,6 +102,7 @@ def wait_for_lines(process: subprocess.Popen, path: Path, count: int) -> None:
     raise AssertionError(f"{path} never had {count} lines: {process.communicate()}")
 
 
+@pytest.mark.trains
 def test_killed_at_random_steps_equals_uninterrupted(whole: Path, tmp_path: Path) -> None:
     """SIGKILL twice, anywhere; the same command again and again ends in the same bytes."""
     workdir, log = tmp_path / "run", tmp_path / "prepared"
@@ -123,6 +124,7 @@ def test_killed_at_random_steps_equals_uninterrupted(whole: Path, tmp_path: Path
     assert log.read_text() == "prepared\n"  # once, by the first process
 
 
+@pytest.mark.trains
 def test_sigterm_saves_and_says_how_to_go_on(whole: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     words = ["--config.train.save_every=100"]  # only the signal saves between 0 and 10
@@ -142,6 +144,7 @@ def test_sigterm_saves_and_says_how_to_go_on(whole: Path, tmp_path: Path) -> Non
 # ------------------------------------------------------------------------------ the plan of a run
 
 
+@pytest.mark.trains
 def test_log_evaluations_and_retention(whole: Path) -> None:
     """Valid at 0, every 5 and the end; test at milestones and the end; last 2 + milestones kept."""
     lines = [(r["split"], r["step"]) for r in read_metrics(whole / "metrics.jsonl")]
@@ -175,11 +178,13 @@ def test_log_every(tmp_path: Path) -> None:
     assert [r["step"] for r in lines if r["split"] == "train"] == [3, 6, 9]
 
 
+@pytest.mark.trains
 def test_equals_a_bare_optax_loop(whole: Path) -> None:
     """20 steps written out: same losses, same parameters."""
     made = checkpoint.read(whole)
     truth, key = made["artifacts"]["truth"], jax.random.key(0)
     params = {"w": 0.1 * jax.random.normal(key, (toy.DIM, toy.OUT)), "b": jnp.zeros(toy.OUT)}
+    params = jitter.jittered(params)
     tx = optax.adam(0.05)
     opt = tx.init(params)
 
@@ -200,12 +205,13 @@ def test_equals_a_bare_optax_loop(whole: Path) -> None:
         losses.append(float(value))
     lines = read_metrics(whole / "metrics.jsonl")
     logged = [r["loss"] for r in lines if r["split"] == "train"]
-    np.testing.assert_allclose(logged, losses, rtol=1e-6)
-    assert losses[-1] < 0.8 * losses[0]
-    for name, value in params.items():
-        np.testing.assert_allclose(made["state"]["params"][name], value, rtol=2e-6, atol=1e-6)
+    jitter.close("loss", logged, losses, rtol=1e-5)  # lr moves parameters by .05 an update
+    jitter.at_most("last loss / first", losses[-1] / losses[0], 0.9)
+    trained = {name: made["state"]["params"][name] for name in params}
+    jitter.close("parameters", trained, params, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize(
     ("mode", "scores", "best"),
     [
@@ -323,6 +329,7 @@ def test_prepare_runs_once(tmp_path: Path) -> None:
         reopen.act(tmp_path / "run", "sing", "")
 
 
+@pytest.mark.trains
 def test_init_from(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Parameters only; what was loaded, is missing or unused is printed; misfits are refused."""
     donor = checkpoint.read(whole)["state"]
@@ -449,6 +456,7 @@ def on(count: int, shape: tuple[int, int]) -> Any:
 
 
 @pytest.mark.deep
+@pytest.mark.trains
 def test_saved_on_4_devices_restored_on_1_and_on_2x2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -475,9 +483,10 @@ def test_saved_on_4_devices_restored_on_1_and_on_2x2(
         assert reopen.check(workdir) == []
         loop.train(toy.tiny(train__steps=14), workdir)
         again = [r["loss"] for r in read_metrics(workdir / "metrics.jsonl") if "loss" in r]
-        np.testing.assert_allclose(again, losses, rtol=2e-5)
+        jitter.close("loss", again, losses, rtol=2e-5)
 
 
+@pytest.mark.trains
 def test_check_needs_no_matching_device_count(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not divide among the devices at hand is replicated to be read."""
     monkeypatch.setattr(sharding, "make_mesh", on(3, (3, 1)))
@@ -493,6 +502,7 @@ def free_port() -> int:
 
 
 @pytest.mark.deep
+@pytest.mark.trains
 def test_two_processes_equal_one(whole: Path, tmp_path: Path) -> None:
     """Losses agree, only process 0 writes, both save, one process checks and resumes."""
     workdir, port = tmp_path / "run", free_port()
@@ -512,7 +522,7 @@ def test_two_processes_equal_one(whole: Path, tmp_path: Path) -> None:
     found = [r["loss"] for r in lines if r["split"] == "train"]
     want = [r["loss"] for r in read_metrics(whole / "metrics.jsonl") if r["split"] == "train"][:12]
     assert [r["step"] for r in lines if r["split"] == "train"] == list(range(1, 13))
-    np.testing.assert_allclose(found, want, rtol=2e-5)
+    jitter.close("loss", found, want, rtol=2e-5)
     saved = workdir / "checkpoints" / "12" / "state"
     assert {p.name for p in saved.glob("ocdbt.process_*")} == {
         "ocdbt.process_0",
@@ -523,12 +533,13 @@ def test_two_processes_equal_one(whole: Path, tmp_path: Path) -> None:
     lines = read_metrics(workdir / "metrics.jsonl")
     again = [r["loss"] for r in lines if r["split"] == "train"]
     want = [r["loss"] for r in read_metrics(whole / "metrics.jsonl") if r["split"] == "train"]
-    np.testing.assert_allclose(again, want, rtol=2e-5)
+    jitter.close("loss after the resume", again, want, rtol=2e-5)
 
 
 # -------------------------------------------------------------------------------------- the check
 
 
+@pytest.mark.trains
 def test_check_of_a_copy_and_of_a_changed_number(whole: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "elsewhere" / "copy"
     shutil.copytree(whole, workdir)
@@ -540,6 +551,7 @@ def test_check_of_a_copy_and_of_a_changed_number(whole: Path, tmp_path: Path) ->
     assert line.startswith("test/error: claimed ")
 
 
+@pytest.mark.trains
 def test_check_finds_one_flipped_bit(whole: Path, tmp_path: Path) -> None:
     """Changes one parameter and saves it again as if it were the real thing."""
     workdir = tmp_path / "run"

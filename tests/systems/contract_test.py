@@ -20,8 +20,9 @@ from experiments.runner import checkpoint, loop, names, settings, sharding
 from experiments.runner.assemble import Assembly, assemble, initial_state
 from experiments.runner.hosts import to_host
 from tests import ROOT
+from tests.jitter import jittered
 from tests.tiers import deep_unless
-from tests.tiny_systems import CONFIGS, run_compiled, tiny
+from tests.tiny_systems import CONFIGS, assert_same_training, run_compiled, tiny
 
 
 def variants() -> list[tuple[str, str]]:
@@ -90,6 +91,7 @@ def assembled(system: str) -> Assembly:
     return assemble(tiny(system))
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("system", CONFIGS)
 def test_shapes_of_state_and_metrics(system: str) -> None:
     """A step gives back a state of the same shapes and types, and flat float32 metrics; by
@@ -180,7 +182,7 @@ def go_on(asm: Assembly, step: Any, state: Any, start: int, stop: int) -> tuple[
     """State and metrics after steps [start, stop) of a compiled step; none if it only evaluates."""
     feed, metrics = sharding.Feed(asm.mesh, asm.experiment.rules), []
     for t in range(start, stop) if step and asm.experiment.batch else ():
-        state, found = step(state, feed.put(asm.experiment.batch(t), None))
+        state, found = step(state, feed.put(jittered(asm.experiment.batch(t)), None))
         metrics.append(to_host(found))
     return state, metrics
 
@@ -197,14 +199,15 @@ def test_batch_is_a_pure_function_of_the_step(system: str) -> None:
 
 
 @pytest.mark.deep
+@pytest.mark.trains
 def test_meshes_agree_and_shard_for_real() -> None:
     """1 device = 4 = data 2 x model 2, with an all-reduce and no gathered environments."""
-    losses = {}
+    runs = {}
     for mesh, count in (((1, 1), 1), ((4, 1), 4), ((2, 2), 4)):
         config = tiny("banyan", agent__num_envs=24, agent__minibatches=3)
         asm = on_devices(config, mesh, count)
-        state, metrics, text = run_compiled(asm, 12)
-        losses[mesh] = np.array([m["loss"] for m in metrics])
+        state, metrics, text = run_compiled(asm, 2)
+        runs[mesh] = state, metrics
         grid = state["worker"]["env"]["grid"]
         assert grid.sharding.spec == P(None, "data")
         assert grid.addressable_shards[0].data.shape[1] == 24 // mesh[0]
@@ -216,8 +219,9 @@ def test_meshes_agree_and_shard_for_real() -> None:
             for leaf in (kernel, moment):
                 assert leaf.addressable_shards[0].data.shape[2] == leaf.shape[2] // 2
     for mesh in ((4, 1), (2, 2)):
-        np.testing.assert_allclose(losses[mesh], losses[1, 1], rtol=2e-5, atol=1e-7)
-    assert np.ptp(losses[1, 1]) > 1e-4  # the losses do move
+        # A loss of -.02 is a difference of larger parts: gaps of up to 7e-8 over three seeds.
+        assert_same_training(runs[mesh], runs[1, 1], atol=2e-6)
+    assert np.ptp([m["loss"] for m in runs[1, 1][1]]) > 1e-4  # the losses do move
 
 
 def on_devices(config: Any, mesh: tuple[int, int], count: int, artifacts: Any = None) -> Assembly:

@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
@@ -17,7 +16,7 @@ from experiments.runner.assemble import Assembly, assemble, initial_state
 from experiments.runner.errors import UserError
 from rec.sid import table
 from tests.systems.contract_test import on_devices
-from tests.tiny_systems import run_steps, tiny
+from tests.tiny_systems import assert_same_training, run_steps, tiny
 
 SMALL = {"data__users": 60, "eval__rows": 16, "eval__draws": 10}
 
@@ -33,17 +32,16 @@ def assembled(**changes: Any) -> Assembly:
 
 
 @pytest.mark.deep
+@pytest.mark.trains
 def test_devices_agree() -> None:
-    """Losses and updated parameters on 8 devices are those of one, pairs being drawn on them."""
-    found = {}
+    """Losses and gradients on 8 devices are those of one, pairs being drawn on them."""
+    runs = {}
     for mesh, count in (((1, 1), 1), ((8, 1), 8)):
         asm = on_devices(tiny("tiger", **SMALL), mesh, count, artifacts())
-        state, metrics = run_steps(asm, 3)
-        found[mesh] = ([m["loss"] for m in metrics], jax.device_get(state["params"]))
-    losses, params = found[1, 1]
-    assert np.ptp(losses) > 1e-3
-    np.testing.assert_allclose(found[8, 1][0], losses, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found[8, 1][1], params)
+        runs[mesh] = run_steps(asm, 2)
+    assert np.ptp([m["loss"] for m in runs[1, 1][1]]) > 1e-3
+    # Over three seeds: losses to 2e-7 of themselves, moments of every leaf to 7e-7 of its own.
+    assert_same_training(runs[8, 1], runs[1, 1])
 
 
 def test_a_wrong_sid_table_is_refused() -> None:
@@ -151,6 +149,7 @@ TOYS = {
 
 
 @pytest.mark.deep
+@pytest.mark.trains
 def test_from_raw_files_of_an_unknown_category_to_a_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,6 +213,7 @@ def test_published_tables_follow_items_through_the_core(
         assemble(config)
 
 
+@pytest.mark.trains
 def test_shuffled_sids_are_the_same_ones_elsewhere() -> None:
     kept = artifacts()["sid"]
     mixed = assemble(tiny("tiger", **SMALL, sid__shuffle=True)).artifacts["sid"]
