@@ -109,16 +109,18 @@ def _jitter_result(init: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _jitter_state(initial_state: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps `initial_state`: parameters are jittered outside the compiled program, so that
-    the draws share it."""
+    """Wraps `assemble.initial_state`: parameters are jittered outside the compiled program, so
+    that the draws share it; those of another run are left as they are."""
 
     @functools.wraps(initial_state)
-    def wrapped(*args: Any, **options: Any) -> Any:
+    def wrapped(asm: Any, *args: Any, **options: Any) -> Any:
         _starting.append(True)
         try:
-            state = initial_state(*args, **options)
+            state = initial_state(asm, *args, **options)
         finally:
             _starting.pop()
+        if asm.config.init_from:
+            return state
         return {**state, "params": jittered(state["params"])}
 
     return wrapped

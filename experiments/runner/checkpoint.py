@@ -198,7 +198,7 @@ def checksums(workdir: Path, step: int) -> dict[str, Any]:
 def _saved_checksums(step_dir: Path) -> dict[str, Any]:
     path = step_dir / "_CHECKPOINT_METADATA"
     try:
-        saved = json.loads(path.read_text())["custom_metadata"]["digest"]
+        saved = json.loads(path.read_text(encoding="utf-8"))["custom_metadata"]["digest"]
         if not all(isinstance(saved[item], dict) for item in ("state", "config", "artifacts")):
             raise ValueError("no checksums")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -73,8 +73,9 @@ def test_meshes_agree_and_heads_are_split(monkeypatch: pytest.MonkeyPatch) -> No
                 leaf = state["params"]["blocks"]["attn"][name]
                 assert leaf.addressable_shards[0].data.shape[2] == leaf.shape[2] // 2
     for mesh in ((4, 1), (2, 2)):
-        # Over three seeds: losses to 4e-7 of themselves, moments of every leaf to 5e-5 of its own.
-        assert_same_training(runs[mesh], runs[1, 1])
+        # Losses to 4e-7 of themselves, moments to 5e-5 of the largest over seeds and draws of last
+        # bits: a score that crosses its threshold has another gradient.
+        assert_same_training(runs[mesh], runs[1, 1], share=1e-3)
     assert np.ptp([m["loss"] for m in runs[1, 1][1]]) > 1e-3  # of different batches
     monkeypatch.delenv("BANYAN_MARGINS", raising=False)  # what is to fail is no margin
     with pytest.raises(AssertionError, match=r"loss|moments"):
