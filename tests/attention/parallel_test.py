@@ -44,6 +44,7 @@ def assert_equal(found: list[np.ndarray], case: Case, x: dict[str, Any]) -> None
         assert error <= 5e-6, (name, error)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("ids", ["", "packed"])
 def test_batch_and_heads(ids: str) -> None:
     """Batch over 4 devices and heads over 2; without communication in the forward pass."""
@@ -75,6 +76,7 @@ def test_heads_of_sharded_arrays_stay_put() -> None:
     assert {s.data.shape for s in o.addressable_shards} == {(2, 16, 2, 16)}
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("case", "devices"),
     [
@@ -105,6 +107,7 @@ def test_keys_over_devices(case: Case, devices: int) -> None:
     assert_equal(solve(x, call), case, x)
 
 
+@pytest.mark.deep
 def test_results_of_key_sets_add() -> None:
     """o(K u K') = o(K) + o(K') while tau stays: the fact behind the psum."""
     case = Case("sum", T=16, S=24, causal=False)

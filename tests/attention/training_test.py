@@ -62,6 +62,7 @@ def test_microbatches_add_up(params: model.Params) -> None:
         training.update(params, tx.init(params), CFG, tx, {"ids": ids}, 3)
 
 
+@pytest.mark.deep
 @pytest.mark.trains
 def test_optimizer_follows_its_schedule_and_decays_matrices_alone(params: model.Params) -> None:
     """With zero gradients AdamW only decays: by lr(t) * weight_decay, matrices alone."""

@@ -29,6 +29,7 @@ from banyan.types import (
     Trees,
 )
 from tests.banyan.worlds import BIASED, Episodes, draw_pairs, generator, mixed_actions, play, tasks
+from tests.tiers import deep
 
 HORIZON, STEPS, PER_DEPTH = 70, 75, 200
 
@@ -126,6 +127,7 @@ def test_final_obs_is_the_view_before_the_reset() -> None:
         assert jax.tree.structure(info) == structure
 
 
+@pytest.mark.deep
 def test_vmap_scan_and_jit_are_the_plain_loop(sample: Sample) -> None:
     params = jax.tree.map(jnp.asarray, sample.params)
     chosen = np.arange(0, len(sample.trees), 97)
@@ -293,7 +295,7 @@ def on_tree_goal_reachable(items: list[int], node: tr.Node) -> bool:
     return bool(node.children) and all(on_tree_goal_reachable(items, c) for c in node.children)
 
 
-@pytest.mark.parametrize("transform_density", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("transform_density", [deep(0.0), 0.5, deep(1.0)])
 def test_dead_ends_cannot_be_mended(transform_density: float) -> None:
     """How often a flagged state could still be solved: counted, printed, bounded.
 

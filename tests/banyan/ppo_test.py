@@ -319,6 +319,7 @@ def test_conditions_train_side_by_side(tables: Any) -> None:
     assert float(metrics["episodes"][0]) != float(metrics["episodes"][1])
 
 
+@pytest.mark.deep
 @pytest.mark.trains
 def test_new_phase_starts_fresh_episodes(tables: Any) -> None:
     net, config = network(), PPOConfig(**{**PPO, "reset_optimizer": True})

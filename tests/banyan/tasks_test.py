@@ -21,6 +21,7 @@ from banyan.tasks import TaskConfig, Tasks, from_arrays, make_tasks, to_arrays
 from banyan.types import MAX_LEAVES, Dist
 from tests import ROOT
 from tests.banyan.layouts_test import ROWS, replaced, text_of
+from tests.tiers import deep
 
 
 def make(seed: int = 0, **config: object) -> Tasks:
@@ -293,12 +294,12 @@ def test_bad_configurations_are_refused_at_once(config: dict, message: str) -> N
     [
         ({"depths": (1, 1), "shift": ("objects",), "objects": (41,)}, "82 different assignments"),
         ({"combine_density": 0.0, "p_binary": 1.0}, "rules and items allow at most 0"),
-        ({"depths": (1, 3), "topologies": (7,), "p_stop": 1.0}, "found no further shape"),
+        deep({"depths": (1, 3), "topologies": (7,), "p_stop": 1.0}, "found no further shape"),
         (
             {"depths": (1, 1), "small_shape": (2, 2), "num_walls": 0, "layouts": (100,)},
             "found no further layout",
         ),
-        (
+        deep(
             {"topology_kind": "balanced", "verify_pairs": 8},
             r"have no plan within 0\.8 \* max_steps = 128 steps; raise max_steps=160",
         ),

@@ -274,6 +274,7 @@ def test_buckets_do_not_matter(scheme: str) -> None:
     np.testing.assert_allclose(logits(cfg, variables, spoilt, rows), want, atol=1e-5)
 
 
+@pytest.mark.deep
 def test_slot_permutations() -> None:
     """The mean over all (n - 2)! draws does not know how nodes are numbered; one draw does."""
     cfg = config(slots=7)
@@ -416,6 +417,7 @@ def test_attention_kinds(kind: str) -> None:
     assert ("lam" in variables["params"]["layer_0"]["attn"]) is (kind == "tda")
 
 
+@pytest.mark.deep
 def test_dropout_is_where_it_belongs() -> None:
     """Each rate alone makes training differ from evaluation, and two draws differ."""
     batch = some()

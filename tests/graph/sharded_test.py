@@ -32,6 +32,7 @@ def links_of(graph: csr.CSR, count: int) -> np.ndarray:
     return np.concatenate([some, np.array(more)]).astype(np.int32)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("shape", "names", "config", "slack", "slots"),
     [
@@ -79,6 +80,7 @@ def test_every_device_holds_its_own_rows_alone() -> None:
         assert np.array_equal(np.asarray(shard.data)[0, : len(rows)], rows)
 
 
+@pytest.mark.deep
 def test_more_devices_than_nodes() -> None:
     graph = csr.build(np.array([[0, 1], [1, 2]], np.int32), 3)
     assert sharded.partition(graph, 8).tolist()[0] == 0

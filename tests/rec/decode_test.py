@@ -82,7 +82,7 @@ def run(sids: np.ndarray, beams: int, rows: int = ROWS, **options: Any) -> beam.
 
 @pytest.mark.parametrize(
     ("normaliser", "seed", "count"),
-    [deep("full", 0, 40), ("digit", 2, 17), ("children", 0, 40), ("children", 1, 1)],
+    [deep("full", 0, 40), ("digit", 2, 17), deep("children", 0, 40), ("children", 1, 1)],
 )
 def test_wide_beams_are_the_brute_force_order(normaliser: str, seed: int, count: int) -> None:
     """As many beams as items: all items, in the order of their probabilities, under each rule;
@@ -104,7 +104,7 @@ def test_wide_beams_are_the_brute_force_order(normaliser: str, seed: int, count:
         assert (total <= 1 + 1e-9).all()
 
 
-@pytest.mark.parametrize("normaliser", deep_unless(lambda n: n != "full", beam.NORMALISERS))
+@pytest.mark.parametrize("normaliser", deep_unless(lambda n: n == "digit", beam.NORMALISERS))
 def test_exact_scores_are_the_brute_force(normaliser: str) -> None:
     sids = catalogue(3, 70)  # more than a chunk
     model, params = made()

@@ -182,6 +182,7 @@ def test_baselines(name: str, data_root: Path) -> None:
     assert found["successor/test/ndcg@10"] > tiger[1]
 
 
+@pytest.mark.deep
 @BOTH
 def test_counting_beats_content_outside_chance(name: str, data_root: Path) -> None:
     found = evaluated(name, data_root).ranks
@@ -213,6 +214,7 @@ def test_baselines_on_the_eight_core(name: str, data_root: Path) -> None:
         assert found[f"{baseline}/test/ndcg@10"] == pytest.approx(ndcg, abs=within), baseline
 
 
+@pytest.mark.deep
 def test_movielens(data_root: Path) -> None:
     corpus = kcore(reading.read("movielens", "ml-100k", data_root, Policy(ties="item")), 5)
     sequences = corpus.sequences

@@ -75,7 +75,7 @@ LAYOUTS = pytest.mark.parametrize("layout", ["encoder_decoder", "decoder_only"])
 
 @pytest.mark.parametrize(
     ("layout", "scan"),
-    [("encoder_decoder", True), deep("decoder_only", True), ("decoder_only", False)],
+    [("encoder_decoder", True), deep("decoder_only", True), deep("decoder_only", False)],
 )
 def test_cached_equals_teacher_forced(layout: str, scan: bool) -> None:
     """Digit by digit through the cache = all digits at once; beams of a row share its memory."""

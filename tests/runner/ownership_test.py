@@ -15,6 +15,7 @@ from experiments.runner.content import digests
 from experiments.runner.errors import UserError
 from experiments.runner.lock import LOCK, FolderLock
 from tests import toy
+from tests.tiers import deep
 
 pytestmark = pytest.mark.usefixtures("installed")
 SHORT = {"train__steps": 4, "toy__milestones": ()}
@@ -59,7 +60,7 @@ def other_writer() -> Any:
         process.join(60)
 
 
-@pytest.mark.parametrize("fresh", [True, False])
+@pytest.mark.parametrize("fresh", [True, deep(False)])
 def test_a_second_writer_is_refused(
     fresh: bool, trained: Path, other_writer: Any, tmp_path: Path
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_second_writer_is_refused(
     reopen.evaluate_last(trained)  # reading needs no lock
 
 
+@pytest.mark.deep
 def test_a_killed_writer_leaves_the_folder_free(
     trained: Path, other_writer: Any, tmp_path: Path
 ) -> None:
@@ -173,6 +175,7 @@ def donors(tmp_path_factory: pytest.TempPathFactory, installed: None) -> tuple[P
     return home / "0", home / "1"
 
 
+@pytest.mark.deep
 def test_a_donor_may_move_but_not_change(donors: tuple[Path, Path], tmp_path: Path) -> None:
     """A resume compares what the donor holds, not where it lies; gone altogether, it goes on."""
     workdir = tmp_path / "run"

@@ -213,6 +213,7 @@ def test_published_tables_follow_items_through_the_core(
         assemble(config)
 
 
+@pytest.mark.deep
 @pytest.mark.trains
 def test_shuffled_sids_are_the_same_ones_elsewhere() -> None:
     kept = artifacts()["sid"]
