@@ -114,6 +114,7 @@ def test_evaluation_scores_every_link_as_it_is_alone() -> None:
 @pytest.mark.trains
 def test_the_peer_is_the_gnn_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The row beside PENCIL tests the state that the system `gnn` has after as many updates."""
+    prepared = artifacts()  # trains a peer too, once for all tests
     make, tested = peer.gnn_system.make, []
 
     def make_recorder(*given: Any) -> Any:
@@ -127,7 +128,7 @@ def test_the_peer_is_the_gnn_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(peer.gnn_system, "make", make_recorder)
-        row = peer.train_and_test(tiny("pencil", peer__steps=2), artifacts())
+        row = peer.train_and_test(tiny("pencil", peer__steps=2), prepared)
     (state,) = tested
     asm = assemble(tiny("gnn", sample__rows=16))
     alone, _ = run_steps(on_devices(asm.config, (1, 1), 1, asm.artifacts), 2)
