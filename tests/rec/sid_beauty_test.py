@@ -91,10 +91,12 @@ def test_residual_k_means_reaches_the_golden_figures(data_root: Path, fitted: Fi
     decoded = tokenizer.reconstruct(params, codes, cfg)
     figures = report.report(codes, (256,) * 3, x, decoded)
     print({name: round(value, 4) for name, value in figures.items()})
-    # Over six seeds: 10,455 +- 99 (least 10,262), every code in use, 11 to 18 items.
-    jitter.at_least("distinct", figures["distinct"], 10_000)
+    # Golden figures, of this very seed. Last bits move it little: 10,475 to 10,525 distinct and
+    # groups of 13 to 16 over four draws. Another seed moves it more: 10,455 +- 99 over six, least
+    # 10,262, with groups of 11 to 18.
+    jitter.at_least("distinct", figures["distinct"], 10_300)
     jitter.at_least("usage", [figures[f"usage/level{level}"] for level in (1, 2, 3)], 0.98)
-    jitter.at_most("largest group", figures["largest_group"], 30)
+    jitter.at_most("largest group", figures["largest_group"], 20)
     assert figures["alarm"] == 0
     errors = [figures[f"reconstruction/level{level}"] for level in (1, 2, 3)]
     assert 0.5 > errors[0] > errors[1] > errors[2]
@@ -117,10 +119,10 @@ def test_residual_k_means_is_as_good_as_scikit_learn(data_root: Path, fitted: Fi
         rest = rest - books[-1][labels[-1]]
     theirs = distortions(x, books, np.stack(labels, axis=1))
     print("distortion", ours, "scikit-learn", theirs, KMEANS)
-    # Over six seeds the levels are at 1.003 +- .006, 1.016 +- .012 and 1.019 +- .013 of full
-    # k-means, at most 1.041.
-    jitter.at_most("distortion / full k-means", np.divide(ours, KMEANS), 1.08)
-    jitter.at_most("distortion / mini-batches", np.divide(ours, theirs), 1.08)
+    # Of this very seed, whose levels last bits move by .002: 1.000, 1.015 and 1.012 to 1.017 over
+    # four draws. Over six seeds: 1.003 +- .006, 1.016 +- .012 and 1.019 +- .013, at most 1.041.
+    jitter.at_most("distortion / full k-means", np.divide(ours, KMEANS), 1.03)
+    jitter.at_most("distortion / mini-batches", np.divide(ours, theirs), 1.03)
     drawn = x[np.random.default_rng(0).permutation(len(x))[:256]].astype(np.float64)
     nearest = np.argmax(x @ drawn.T, axis=1)[:, None]  # rows of length 1
     jitter.at_least(
