@@ -22,6 +22,7 @@ import numpy as np
 from graph import csr, links
 from graph.data import edgelist, heart, linqs, made, npz, splits
 from graph.data.raw import Raw
+from graph.data.text import inside
 from graph.links import LinkData, Split
 
 SPLITS = ("fixed", "random", "temporal")
@@ -72,7 +73,7 @@ def read(
             for each end of a link. seed: of the split and its negatives.
 
     Raises:
-        ValueError: an unknown choice, what the reader of that format raises, what `links.check`
+        ValueError: an unknown choice, a name that leaves the folder, what the reader of that format raises, what `links.check`
             refuses.
     """
     for what, chosen, allowed in (
@@ -81,6 +82,7 @@ def read(
     ):  # fmt: skip
         if chosen not in allowed:
             raise ValueError(f"{what}={chosen!r} is unknown; choose from {', '.join(allowed)}")
+    inside(root, name)
     if split == "fixed":
         data = _fixed(format, name, root, index, protocol, valid_share, seed)
     else:
