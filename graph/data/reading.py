@@ -73,8 +73,8 @@ def read(
             for each end of a link. seed: of the split and its negatives.
 
     Raises:
-        ValueError: an unknown choice, a name that leaves the folder, what the reader of that format raises, what `links.check`
-            refuses.
+        ValueError: an unknown choice, a name that leaves the folder, what the reader of that
+            format raises, what `links.check` refuses.
     """
     for what, chosen, allowed in (
         ("format", format, tuple(FORMATS)), ("split", split, SPLITS),
