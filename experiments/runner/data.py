@@ -25,6 +25,7 @@ import json
 import os
 import shutil
 import sys
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -386,7 +387,11 @@ def _load(path: Path, note: Path) -> tuple[dict[str, np.ndarray], str]:
         strange = [k for k, v in arrays.items() if not isinstance(v, np.ndarray)]
         if strange:
             return {}, f"{strange[0]} is no array"
-    except Exception as error:  # headers are Python literals: torn ones can raise anything
+    except (ValueError, KeyError, TypeError, EOFError, OSError, AttributeError) as error:
+        return {}, f"{type(error).__name__}: {error}"
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, MemoryError, OverflowError) as error:
+        return {}, f"{type(error).__name__}: {error}"
+    except (SyntaxError, tokenize.TokenError) as error:  # headers of arrays are Python literals
         return {}, f"{type(error).__name__}: {error}"
     actual = fingerprint(arrays)
     return (arrays, "") if actual == expected else ({}, f"SHA-256 {actual}, recorded {expected}")

@@ -8,6 +8,7 @@ of each says how large its array is: both are read first. Reads what `numpy.save
 
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -23,6 +24,11 @@ READERS = {
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 """What reads the header of a .npy file, by its version."""
+TORN = (
+    ValueError, TypeError, SyntaxError, AttributeError, IndexError, OverflowError, MemoryError,
+    RecursionError, tokenize.TokenError,
+)  # fmt: skip
+"""What reading a torn header raises, which is a Python literal."""
 METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflate"}
 """Ways of compression that NumPy writes; none of them inflates more than asked for."""
 ENCRYPTED = 1
@@ -105,9 +111,7 @@ def _read_array(stream: Any, size: int, name: str) -> np.ndarray:
         raise ValueError(f"{name} has version {error} of the .npy format, read are 1 and 2") from (
             error
         )
-    except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error):
-        raise  # of the stream, not of the header
-    except Exception as error:  # the header is a Python literal: a torn one can raise anything
+    except TORN as error:
         raise ValueError(f"{name} has no header of a .npy file: {error}") from error
     if dtype.hasobject:
         raise ValueError(f"{name} holds objects, numbers or text are expected")

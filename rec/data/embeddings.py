@@ -2,6 +2,7 @@
 """Item vectors of any encoder of yours, as one .npy file."""
 
 import math
+import tokenize
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,11 @@ READERS = {
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 """What reads the header of a .npy file, by its version."""
+TORN = (
+    ValueError, TypeError, SyntaxError, AttributeError, IndexError, OverflowError, MemoryError,
+    RecursionError, tokenize.TokenError,
+)  # fmt: skip
+"""What reading a torn header raises, which is a Python literal."""
 
 
 def load(path: str | Path, num_items: int) -> np.ndarray:
@@ -47,9 +53,7 @@ def _check_header(path: Path) -> None:
     with path.open("rb") as file:
         try:
             shape, _, dtype = READERS[np.lib.format.read_magic(file)](file)
-        except OSError:
-            raise
-        except Exception as error:  # the header is a Python literal: a torn one can raise anything
+        except (KeyError, *TORN) as error:
             raise ValueError(f"one array is expected, as np.save writes it: {error}") from error
         held = path.stat().st_size - file.tell()
     claimed = math.prod(shape) * dtype.itemsize

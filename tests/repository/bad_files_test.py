@@ -4,6 +4,7 @@ file, never a traceback, never memory that a small file only claims."""
 
 import gzip
 import io
+import json
 import re
 import tracemalloc
 from collections.abc import Callable
@@ -16,6 +17,8 @@ import pytest
 from pyarrow import parquet
 
 from attention import data as attention_texts
+from attention.lm import loading
+from attention.lm.config import LMConfig
 from banyan import layouts
 from experiments.runner import data, inputs
 from experiments.runner.errors import UserError
@@ -404,6 +407,20 @@ def test_names_stay_in_the_data_folder(tmp_path: Path, reader: str) -> None:
         words = "leaves the data folder|named by its path under the data folder"
         assert re.search(words, str(caught.value)), (name, str(caught.value))
         assert "\0" not in str(caught.value)
+
+
+def test_names_inside_a_file_stay_in_its_folder(tmp_path: Path) -> None:
+    """The index of a model's weights names the files beside it; the one elsewhere is there."""
+    pytest.importorskip("safetensors")
+    sizes = {"vocab_size": 6, "layers": 1, "width": 8, "heads": 1, "kv_heads": 1, "mlp_width": 8}
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    for name in ("../x.safetensors", str(tmp_path / "x.safetensors"), "a\0b", ".."):
+        index = json.dumps({"weight_map": {"w": name}})
+        (folder / "model.safetensors.index.json").write_text(index)
+        with pytest.raises(ValueError, match="is no name of a file beside it"):
+            loading.load(folder, cfg=LMConfig(head_dim=8, **sizes))
 
 
 def test_a_name_may_hold_folders(tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ def npy(array: np.ndarray, shape: tuple[int, ...] | None = None, descr: str = ""
     """A .npy file, with a header that claims another shape or type where one is given."""
     if shape is None and not descr:
         file = io.BytesIO()
-        np.save(file, array, allow_pickle=array.dtype.hasobject)
+        np.save(file, array)
         return file.getvalue()
     header = {
         "descr": descr or array.dtype.str,
@@ -243,7 +243,7 @@ NPZ_DAMAGES: dict[str, tuple[Callable[[], bytes], str]] = {
     "unknown version": (lambda: npz(train_pos=b"\x93NUMPY\x09\x00" + bytes(99)), "version"),
     "not an array": (lambda: npz(train_pos=b"words"), "no header of a .npy file"),
     "empty entry": (lambda: npz(train_pos=b""), "no header of a .npy file"),
-    "objects": (lambda: npz(train_pos=np.array([{}], object)), "holds objects"),
+    "objects": (lambda: npz(train_pos=npy(LINKS, descr="|O")), "holds objects"),
     "72 TiB claimed": (
         lambda: npz(train_pos=npy(LINKS, (72 * 2**40 // 16, 2))),
         "claims int64 .* 79,164,837,199,872 bytes, and holds 144",
@@ -300,7 +300,7 @@ NPY_DAMAGES: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "header|as np.save writes it"),
     "torn header": (lambda: npy(TABLE)[:40], "header|as np.save writes it"),
     "unclosed header": (lambda: npy(TABLE).replace(b"}", b" "), "header|as np.save writes it"),
-    "objects": (lambda: npy(np.array([[{}]], object)), "holds objects"),
+    "objects": (lambda: npy(TABLE, descr="|O"), "holds objects"),
     "72 TiB claimed": (
         lambda: npy(TABLE, (72 * 2**40 // 16, 2)),
         "79,164,837,199,872 bytes, and holds 208",
