@@ -131,12 +131,15 @@ def _fixed(
 def _made(
     raw: Raw, name: str, split: str, valid_share: float, test_share: float, seed: int
 ) -> LinkData:
-    if split == "random":
-        divided = splits.random(raw.edges, raw.num_nodes, seed, valid_share, test_share)
-    else:
-        divided = splits.temporal(
-            raw.edges, raw.times, raw.num_nodes, seed, valid_share, test_share
-        )
+    try:
+        if split == "random":
+            divided = splits.random(raw.edges, raw.num_nodes, seed, valid_share, test_share)
+        else:
+            divided = splits.temporal(
+                raw.edges, raw.times, raw.num_nodes, seed, valid_share, test_share
+            )
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     return LinkData(name, raw.num_nodes, divided, raw.features, raw.names, "original", raw.dropped)
 
 

@@ -75,9 +75,17 @@ def _arrow_table(path: Path, text: tuple[str, ...]) -> Any:
         options = csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()))
         with open_content(path) as content:
             table = csv.read_csv(content, convert_options=options)
+        names = table.column_names
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}:1: not utf-8 text; convert it: iconv -t utf-8") from error
     except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    refuse_doubled(path, table.column_names)
+    refuse_doubled(path, names)
+    for column in names:
+        if pa.types.is_binary(table[column].type):  # Arrow's guess for text it cannot decode
+            raise ValueError(
+                f"{path}: column {column!r} is not utf-8 text; convert it: iconv -t utf-8"
+            )
     return table
 
 

@@ -129,6 +129,7 @@ VALUES: dict[str, list[tuple[str, bytes, str]]] = {
         ("infinite time", b"source,target,time\nn0,n1,4\nn2,n1,inf\n", "'time' is inf in row 2"),
         ("doubled column", b"source,target,source\nn0,n1,n2\n", "two columns are named 'source'"),
         ("another encoding", b"source,target\n\xff\xfe,n1\n", "invalid UTF8"),
+        ("another encoding of the header", b"source,target,\xe9\nn0,n1,2\n", ":1: not utf-8 text"),
         ("repeated rows", damaged.repeated("source,target", "n0,n1"), "inflates to more than"),
         ("doubled column of no use", b"source,target,x,x\nn0,n1,1,1\n", "columns are named 'x'"),
     ],
@@ -208,6 +209,8 @@ VALUES: dict[str, list[tuple[str, bytes, str]]] = {
         ("time 1e300", b"user,item,time\n7,a,1e300\n", "column 'time' is 1e.300 in row 1"),
     ],
     "own items": [
+        ("another encoding", b"item,text\na,Caf\xe9\nb,x\n", "column 'text' is not utf-8 text"),
+        ("another encoding of the header", b"item,text,\xe9\na,b,c\n", ":1: not utf-8 text"),
         ("doubled column", b"item,text,text\na,b,c\n", "two columns are named 'text'"),
         ("repeated rows", damaged.repeated("item,text", "a,b"), "inflates to more than"),
     ],
@@ -254,7 +257,7 @@ def value_cases() -> list[Case]:
 
 
 CASES = [*text_cases(), *array_cases(), *value_cases()]
-NUMBER_OF_CASES = 268
+NUMBER_OF_CASES = 271
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
