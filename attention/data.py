@@ -3,6 +3,7 @@
 
 import gzip
 import hashlib
+import io
 import zlib
 from pathlib import Path
 
@@ -22,30 +23,56 @@ ABOUT = {
     )
 }
 
+MOST_INFLATED = 1 << 26
+"""Bytes a gzip file may always inflate to."""
+MOST_RATIO = 200
+"""Times the size of a larger gzip file that it may inflate to; deflate reaches 1030."""
+CHUNK = 1 << 20
+"""Bytes inflated at a time."""
+
 _NOUNS = "cat dog king ship tree moon bird fish wolf rose".split()
 _VERBS = "sees finds hears follows leaves draws holds calls".split()
 _ADJECTIVES = "old red small quiet golden wild".split()
 
 
 def read_text(path: str | Path) -> str:
-    """Content of a UTF-8 file, plain or gzip (recognized by its first bytes).
+    """Content of a UTF-8 file, plain or gzip (recognized by its first bytes), without its
+    byte-order mark.
 
     Raises:
-        ValueError: a truncated gzip file, or bytes that are no UTF-8, with file and offset.
+        ValueError: a truncated gzip file, one that inflates out of all proportion, or bytes that
+            are no UTF-8, with file and offset.
         OSError: it cannot be read.
     """
     raw = Path(path).read_bytes()
     if raw[:2] == b"\x1f\x8b":
         try:
-            raw = gzip.decompress(raw)
+            raw = _inflate(raw, path)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(f"{path} is a truncated or damaged gzip file: {error}") from error
     try:
-        return raw.decode("utf-8")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: byte {error.start} is no UTF-8; convert it: iconv -t utf-8"
         ) from error
+
+
+def _inflate(packed: bytes, path: str | Path) -> bytes:
+    """Content of a gzip file; stops with ValueError where it grows out of all proportion."""
+    source = io.BytesIO(packed)
+    parts = []
+    total = 0
+    with gzip.GzipFile(fileobj=source) as file:
+        while part := file.read(CHUNK):
+            total += len(part)
+            if total > max(MOST_INFLATED, MOST_RATIO * source.tell()):
+                raise ValueError(
+                    f"{path} inflates to more than {MOST_RATIO} times its size, which no text "
+                    "does; if it is right, unzip it: gunzip"
+                )
+            parts.append(part)
+    return b"".join(parts)
 
 
 def made_text(seed: int, characters: int) -> str:

@@ -12,6 +12,7 @@ boxes and targets are dropped and slots are drawn.
 import glob
 import gzip
 import hashlib
+import io
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ _ATTEMPTS = 200
 _LEFT_COLUMN = sum(1 << (SIDE * row) for row in range(SIDE))
 _RIGHT_COLUMN = _LEFT_COLUMN << (SIDE - 1)
 _LEVEL_SIDE = SIDE + 2  # a Boxoban level with its border
+_MOST_INFLATED = 1 << 26  # bytes a level file inflates to: 500,000 levels
 _LEVEL_CHARS = frozenset("# @+$*.")
 
 
@@ -273,12 +275,19 @@ def find_level_files(pattern: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def read_text(path: Path) -> str:
-    """Text of a plain or gzip file (by content); a truncated or corrupt one is named."""
+    """Text of a plain or gzip file (by content), without its byte-order mark; one that is
+    truncated, corrupt or inflates to more than 64 MiB is named."""
     content = path.read_bytes()
     try:
         if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-        return content.decode("utf-8")
+            with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+                content = file.read(_MOST_INFLATED + 1)
+            if len(content) > _MOST_INFLATED:
+                raise ValueError(
+                    f"{path} inflates to more than {_MOST_INFLATED:,} bytes; give its levels in "
+                    "several files"
+                )
+        return content.decode("utf-8-sig")
     except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: truncated or corrupt level file ({error})") from error
 

@@ -201,6 +201,8 @@ def _open(folder: Path) -> dict[str, Any]:
         files = ["model.safetensors"]
     opened = {}
     for name in files:
+        if name != Path(name).name or name == ".." or "\\" in name or "\0" in name:
+            raise ValueError(f"{index}: {name!r} is no name of a file beside it")
         path = folder / name
         if not path.is_file():
             raise ValueError(f"{path}: no such file; download the model completely")

@@ -33,7 +33,7 @@ import numpy as np
 from experiments.runner.bench import Case, Missing
 from graph import csr, sample
 from graph.config import PencilConfig
-from graph.data import made
+from graph.data import made, npz
 from graph.pencil import Pencil
 from graph.sampling import device, host
 from graph.sampling.config import SampleConfig, ladder
@@ -79,9 +79,8 @@ def read(name: str, root: Path | None) -> csr.CSR | Missing:
     path = root / "graph" / f"{name}.npz" if root else None
     if path is None or not path.is_file():
         return Missing(name, f"no graph/{name}.npz in $BANYAN_DATA")
-    with np.load(path, allow_pickle=False) as file:
-        edges = file["train_pos" if "train_pos" in file.files else "edges"].astype(np.int32)
-        nodes = int(file["num_nodes"])
+    arrays, nodes = npz.checked(npz.load(path), path)
+    edges = arrays["train_pos" if "train_pos" in arrays else "edges"]
     return csr.build(csr.clean(edges, nodes).edges, nodes)
 
 

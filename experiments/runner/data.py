@@ -25,6 +25,7 @@ import json
 import os
 import shutil
 import sys
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,8 @@ from experiments.runner.transfer import DataError
 # Modules that export FILES; a new library is one more name.
 LIBRARIES = ("banyan.data", "attention.data", "rec.data", "graph.data")
 CHUNK = 1 << 20  # bytes
+MOST_INFLATED = 1 << 26  # bytes a gzip file may always inflate to
+MOST_RATIO = 200  # times the size of a larger one; deflate reaches 1030
 
 Dataset = Mapping[str, Any]
 """about: str, terms: str, files: {path under the root: (sha256 of the unzipped content, url)}."""
@@ -93,7 +96,7 @@ def grouped(module: Any) -> dict[str, Dataset]:
     known = getattr(module, "ABOUT", {})
     first_line = (module.__doc__ or module.__name__).strip().splitlines()[0]
     for path, entry in module.FILES.items():
-        parts = PurePosixPath(_inside(path)).parts
+        parts = PurePosixPath(inside(path)).parts
         folders = ["/".join(parts[:depth]) for depth in range(len(parts) - 1, 0, -1)]
         name = next((folder for folder in folders if folder in known), parts[0])
         about, terms = known.get(name, (first_line, "see the source"))
@@ -111,7 +114,7 @@ def dataset(
     """
     known = declared(datasets)
     if name not in known:
-        if config_root is not None and (root(config_root) / _inside(name)).is_dir():
+        if config_root is not None and (root(config_root) / inside(name)).is_dir():
             return {"about": "a folder of yours", "terms": "yours", "files": {}}
         near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -143,16 +146,25 @@ def locate(
     if name_or_path in known:
         wanted = list(known[name_or_path]["files"])
     else:
-        wanted = [_inside(name_or_path)]
+        wanted = [inside(name_or_path)]
     for path in wanted:
         if not (base / path).is_file() and not (path == name_or_path and (base / path).is_dir()):
             raise DataError(_missing(path, base, known, config_root))
     return base / (folder(name_or_path, known) if name_or_path in known else name_or_path)
 
 
-def _inside(path: str) -> str:
-    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or not path:
-        raise DataError(f"{path!r}: a data file is named by its path under the data folder")
+def inside(path: str) -> str:
+    """The path itself, where it names something under the data folder.
+
+    Raises:
+        DataError: it is empty or absolute, or has a "..", a backslash or a NUL in it.
+    """
+    pure = PurePosixPath(path)
+    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path:
+        raise DataError(
+            f"{path!r}: a data file is named by its path under the data folder, without '..', "
+            "backslash or NUL"
+        )
     return path
 
 
@@ -175,17 +187,25 @@ def digest(path: str | Path, zipped: bool | None = None) -> str:
     """SHA-256 (hex) of the content of a file, streamed; unzipped if `zipped` or named .gz.
 
     Raises:
-        DataError: a truncated or corrupted gzip file, named.
+        DataError: a truncated or corrupted gzip file, or one that inflates out of all proportion,
+            named.
     """
     path = Path(path)
     sha = hashlib.sha256()
+    total = 0
     if zipped is None:
         zipped = path.suffix == ".gz"
-    opened: Any = gzip.open(path, "rb") if zipped else path.open("rb")
     try:
-        with opened as file:
+        with path.open("rb") as packed, gzip.GzipFile(fileobj=packed) as unzipped:
+            file: Any = unzipped if zipped else packed
             while chunk := file.read(CHUNK):
                 sha.update(chunk)
+                total += len(chunk)
+                if total > max(MOST_INFLATED, MOST_RATIO * packed.tell()):  # never a plain file
+                    raise DataError(
+                        f"{path} inflates to more than {MOST_RATIO} times its size, which no data "
+                        "file does: delete it and fetch it again"
+                    )
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: truncated or corrupted gzip file ({error})") from error
     return sha.hexdigest()
@@ -359,11 +379,19 @@ def _load(path: Path, note: Path) -> tuple[dict[str, np.ndarray], str]:
     """(arrays, "") or ({}, what is wrong with the file)."""
     try:
         expected = json.loads(note.read_bytes())["sha256"]
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                return {}, "it is compressed, which `packed` never does"
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {k: file[k] for k in file.files}
+        strange = [k for k, v in arrays.items() if not isinstance(v, np.ndarray)]
+        if strange:
+            return {}, f"{strange[0]} is no array"
     except (ValueError, KeyError, TypeError, EOFError, OSError, AttributeError) as error:
         return {}, f"{type(error).__name__}: {error}"
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, MemoryError, OverflowError) as error:
+        return {}, f"{type(error).__name__}: {error}"
+    except (SyntaxError, tokenize.TokenError) as error:  # headers of arrays are Python literals
         return {}, f"{type(error).__name__}: {error}"
     actual = fingerprint(arrays)
     return (arrays, "") if actual == expected else ({}, f"SHA-256 {actual}, recorded {expected}")
@@ -406,7 +434,7 @@ def download(
     base = root(config_root)
     paths = []
     for path, (expected, url) in dataset(name, datasets)["files"].items():
-        target = base / _inside(path)
+        target = base / inside(path)
         paths.append(target)
         state = check(path, expected, base)
         if state.state in ("ok", "unknown"):

@@ -12,14 +12,23 @@ order. With a table of nodes its order counts, nodes without edges stay, and an 
 does not hold is refused. Without one, the nodes are those that have an edge.
 """
 
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from graph import csr
-from graph.data.raw import Raw, find, maybe, raw
-from graph.data.text import lines, numbered
+from graph.data import arrays
+from graph.data.raw import Raw, featured, find, maybe, named, raw
+from graph.data.text import (
+    MOST_INFLATED,
+    MOST_RATIO,
+    lines,
+    numbered,
+    open_content,
+    refuse_doubled,
+)
 
 TABLES = (".csv", ".csv.gz", ".parquet")
 
@@ -52,6 +61,8 @@ def read_snap(name: str, root: str | Path) -> Raw:
                 times.append(float(fields[2]))
             except ValueError as error:
                 raise ValueError(f"{path}:{number}: time {fields[2]!r} is no number") from error
+            if not np.isfinite(times[-1]):
+                raise ValueError(f"{path}:{number}: time {fields[2]!r} is not finite")
     if not ends:
         raise ValueError(f"{path} has no edges")
     ids, names = numbered(np.array(ends))
@@ -83,14 +94,15 @@ def read_own(
     if nodes:
         return _with_nodes(nodes, node, path, ends, times)
     if array:
-        features = _array(array)
+        features = _features(array)
         try:
-            ids = np.array([int(x) for x in ends])
-        except ValueError as error:
+            ids = np.array([int(x) for x in ends], np.int64)
+        except (ValueError, OverflowError) as error:
             raise ValueError(
                 f"{path}: with {array.name} nodes are the numbers 0 .. {len(features) - 1}: {error}"
             ) from error
         csr.check_ids(ids.reshape(-1, 2), len(features), str(path))
+        features = featured(features, len(features), array)
         return raw(ids.reshape(-1, 2), len(features), times, features)
     ids, names = numbered(ends)
     return raw(ids.reshape(-1, 2), len(names), times, None, names)
@@ -101,6 +113,7 @@ def _with_nodes(
 ) -> Raw:
     table = _table(path, (node,), (node,))
     names = _names(table.pop(node))
+    named(names, len(names), path)
     place = {name: i for i, name in enumerate(names)}
     unknown = next((x for x in ends.tolist() if x not in place), None)
     if unknown is not None:
@@ -111,34 +124,60 @@ def _with_nodes(
         if np.asarray(numbers).dtype.kind not in "iufb":
             raise ValueError(f"{path}: column {column!r} holds no numbers; take it out")
         columns.append(np.asarray(numbers, np.float32))
-    features = np.stack(columns, axis=1) if columns else None
+    features = featured(np.stack(columns, axis=1), len(names), path) if columns else None
     ids = np.array([place[x] for x in ends.tolist()]).reshape(-1, 2)
     return raw(ids, len(names), times, features, names)
 
 
-def _array(path: Path) -> np.ndarray:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as a .npy file of numbers: {error}") from error
+def _features(path: Path) -> np.ndarray:
+    array = arrays.read_npy(path)
     if array.ndim != 2:
         raise ValueError(f"{path}: features [V, F] are expected, got {list(array.shape)}")
     return array
 
 
-def _table(path: Path, wanted: tuple[str, ...], text: tuple[str, ...]) -> dict[str, Any]:
-    """Columns as Arrow arrays, without empty cells; those of `text` in a CSV file stay text."""
+def _arrow_table(path: Path, text: tuple[str, ...]) -> Any:
+    """The Arrow table of a CSV or Parquet file; the columns `text` of a CSV file stay text.
+
+    Raises:
+        ValueError: a damaged file, one that inflates out of all proportion, a doubled column.
+    """
     import pyarrow as pa  # late: whoever reads FORMATS need not wait for it
     from pyarrow import csv, parquet
 
     try:
         if path.suffix == ".parquet":
-            table = parquet.read_table(path)
-        else:
-            options = csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()))
-            table = csv.read_csv(path, convert_options=options)
-    except (pa.ArrowException, OSError) as error:
+            with parquet.ParquetFile(path) as file:
+                refuse_doubled(path, file.schema_arrow.names)
+                cells = file.metadata.num_rows * file.metadata.num_columns
+                if 8 * cells > max(MOST_INFLATED, MOST_RATIO * path.stat().st_size):
+                    raise ValueError(
+                        f"{path} claims {cells:,} cells in {path.stat().st_size:,} bytes, which no "
+                        "table of edges needs; if it is right, write it as CSV"
+                    )
+                return file.read()
+        options = csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()))
+        with open_content(path) as content:
+            table = csv.read_csv(content, convert_options=options)
+        names = table.column_names
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}:1: not utf-8 text; convert it: iconv -t utf-8") from error
+    except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+    refuse_doubled(path, names)
+    for column in names:
+        if pa.types.is_binary(table[column].type):  # Arrow's guess for text it cannot decode
+            raise ValueError(
+                f"{path}: column {column!r} is not utf-8 text; convert it: iconv -t utf-8"
+            )
+    return table
+
+
+def _table(path: Path, wanted: tuple[str, ...], text: tuple[str, ...]) -> dict[str, Any]:
+    """Columns as Arrow arrays, without empty cells; those of `text` in a CSV file stay text."""
+    import pyarrow as pa
+
+    table = _arrow_table(path, text)
     for column in wanted:
         if column not in table.column_names:
             raise ValueError(f"{path}: no column {column!r} (has {', '.join(table.column_names)})")
@@ -167,6 +206,11 @@ def _times(path: Path, column: Any, name: str) -> np.ndarray:
         return column.cast(pa.timestamp("us")).cast(pa.int64()).to_numpy() / 1e6
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         times = column.to_numpy().astype(float)
-        if np.isfinite(times).all():
-            return times
+        odd = np.flatnonzero(~(np.abs(times) < np.inf))
+        if len(odd):
+            raise ValueError(
+                f"{path}: column {name!r} is {times[odd[0]]} in row {odd[0] + 1} (no header), "
+                "a finite time is expected"
+            )
+        return times
     raise ValueError(f"{path}: column {name!r} is {kind}, finite numbers or dates are expected")

@@ -3,6 +3,7 @@
 
 import numpy as np
 
+from graph import csr
 from graph.data.raw import Raw, raw
 
 CHUNK = 1 << 22  # edges drawn at a time
@@ -39,10 +40,13 @@ def chung_lu(num_nodes: int, num_edges: int, seed: int, exponent: float = 2.3) -
     which rank is random. 24 bytes of memory an edge at the peak.
 
     Raises:
-        ValueError: exponent <= 2 (no mean degree), or more edges than a quarter of all pairs.
+        ValueError: exponent <= 2 (no mean degree), more edges than a quarter of all pairs, or more
+            nodes than have int32 ids.
     """
     if not exponent > 2:
         raise ValueError(f"exponent={exponent} must be above 2")
+    if num_nodes > csr.LIMIT:
+        raise ValueError(f"num_nodes={num_nodes} does not fit int32 ids, at most {csr.LIMIT}")
     if not 0 < num_edges <= num_nodes * (num_nodes - 1) // 8:
         raise ValueError(
             f"num_edges={num_edges} must be positive and at most a quarter of the pairs of "

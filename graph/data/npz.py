@@ -11,35 +11,30 @@ Many splits:    split<i>_{train,test}_{pos,neg}, i from 0; valid_pos and valid_n
 Each may hold `features` [V, F] and `names` [V] too. Ids count from 0. Any file laid out so works.
 """
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from graph import csr
+from graph.data.arrays import read_npz
 from graph.data.raw import Raw, featured, find, maybe, named, raw
 
 Arrays = dict[str, np.ndarray]
+SPARE_NODES = 1 << 22
+"""Nodes a file may claim whatever it holds."""
+NODES_PER_END = 64
+"""Nodes a larger file may claim for each end of a link that it holds."""
 
 
 def load(path: str | Path) -> Arrays:
     """Arrays of a file, none of them objects.
 
     Raises:
-        ValueError: missing, truncated or damaged, or with objects inside; the file is named.
+        ValueError: missing, damaged, larger than it can be, or with objects inside (see
+            `graph.data.arrays`); the file is named.
     """
-    path = Path(path)
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("not a .npz archive")
-            return {name: archive[name] for name in archive.files}
-    except FileNotFoundError as error:
-        raise ValueError(f"missing file {path}") from error
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as a .npz file of arrays: {error}") from error
+    return read_npz(Path(path))
 
 
 def find_graph(name: str, root: str | Path) -> Path:
@@ -56,19 +51,22 @@ def checked(arrays: Arrays, path: Path) -> tuple[Arrays, int]:
 
     Raises:
         ValueError: links that are not integers [.., 2], ids negative, out of range or counted from
-            1, over all links of the file.
+            1, over all links of the file; a num_nodes that is no number of nodes.
     """
     links = {k: v for k, v in arrays.items() if _is_links(k)}
     low, high = np.iinfo(np.int64).max, -1
     for name, array in links.items():
-        if array.ndim not in (2, 3) or array.shape[-1] != 2 or array.dtype.kind not in "iu":
+        ranks = (2, 3) if name.endswith("_neg") else (2,)  # negatives may be private
+        if array.ndim not in ranks or array.shape[-1] != 2 or array.dtype.kind not in "iu":
             raise ValueError(
                 f"{path}: {name} is {array.dtype} {list(array.shape)}, integers [.., 2] expected"
             )
         if array.size:
             low, high = min(low, int(array.min())), max(high, int(array.max()))
+    if high > csr.LIMIT - 1:
+        raise ValueError(f"{path}: node id {high} does not fit int32: ids are 0 .. {csr.LIMIT - 1}")
     if "num_nodes" in arrays:
-        count = int(arrays["num_nodes"])
+        count = _num_nodes(arrays["num_nodes"], sum(x.size for x in links.values()), path)
     else:
         if low == 1:
             raise ValueError(
@@ -81,11 +79,39 @@ def checked(arrays: Arrays, path: Path) -> tuple[Arrays, int]:
     return {k: v.astype(np.int32) if k in links else v for k, v in arrays.items()}, count
 
 
+def _num_nodes(value: np.ndarray, link_ends: int, path: Path) -> int:
+    """The number of nodes a file of so many ends of links claims."""
+    number = value.reshape(-1)[0] if value.size == 1 and value.dtype.kind in "iuf" else np.nan
+    if not number == number // 1:
+        raise ValueError(
+            f"{path}: num_nodes is {value.dtype} {list(value.shape)}, one whole number is expected"
+        )
+    most = min(csr.LIMIT, max(SPARE_NODES, NODES_PER_END * link_ends))
+    if not 0 <= number <= most:
+        raise ValueError(
+            f"{path}: num_nodes={int(number)}: a file with {link_ends:,} ends of links may claim "
+            f"0 .. {most}"
+        )
+    return int(number)
+
+
+def _checked_times(times: np.ndarray, count: int, path: Path) -> np.ndarray:
+    """Times of `count` edges as float64 [count]."""
+    if times.shape != (count,):
+        raise ValueError(f"{path}: times {list(times.shape)} for {count} edges")
+    if times.dtype.kind not in "iufM":
+        raise ValueError(f"{path}: times are {times.dtype}, numbers are expected")
+    bad = np.flatnonzero(~np.isfinite(times))
+    if len(bad):
+        raise ValueError(f"{path}: times[{bad[0]}] is {times[bad[0]]}, a finite time is expected")
+    return times.astype(np.float64)
+
+
 def extras(arrays: Arrays, num_nodes: int, path: Path) -> tuple[np.ndarray, list[str]]:
     """(features, names) of a file."""
     features = featured(arrays.get("features"), num_nodes, path)
-    names = [str(x) for x in arrays["names"]] if "names" in arrays else None
-    return features, named(names, num_nodes)
+    names = [str(x) for x in arrays["names"].reshape(-1)] if "names" in arrays else None
+    return features, named(names, num_nodes, path)
 
 
 def read_graph(name: str, root: str | Path) -> Raw:
@@ -101,9 +127,10 @@ def read_graph(name: str, root: str | Path) -> Raw:
         first = [arrays[k] for k in ("split0_train_pos", "split0_test_pos") if k in arrays]
         parts = first or [arrays.get("late", np.zeros((0, 2), np.int32))]
     features, names = extras(arrays, count, path)
-    edges, times = np.concatenate(parts), arrays.get("times")
-    if times is not None and times.shape != (len(edges),):
-        raise ValueError(f"{path}: times {list(times.shape)} for {len(edges)} edges")
+    edges = np.concatenate(parts)
+    times = None
+    if "times" in arrays:
+        times = _checked_times(arrays["times"], len(edges), path)
     return raw(edges, count, times, features, names)
 
 
@@ -160,7 +187,7 @@ def read_split(name: str, root: str | Path, index: int) -> tuple[Arrays, Raw, Pa
 
 def _index(name: str) -> int:
     digits = name.removeprefix("split").split("_")[0]
-    return int(digits) if digits.isdecimal() else -1
+    return int(digits) if digits.isdecimal() and len(digits) < 10 else -1
 
 
 def write(path: str | Path, **arrays: Any) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from graph import csr
+from graph.data.text import inside
 
 
 class Raw(NamedTuple):
@@ -71,7 +72,7 @@ def featured(features: np.ndarray | None, num_nodes: int, where: str | Path = ""
     return features
 
 
-def named(names: list[str] | None, num_nodes: int) -> list[str]:
+def named(names: list[str] | None, num_nodes: int, where: str | Path = "") -> list[str]:
     """Names of nodes; their ids as text where there are none.
 
     Raises:
@@ -79,12 +80,13 @@ def named(names: list[str] | None, num_nodes: int) -> list[str]:
     """
     if names is None:
         return [str(i) for i in range(num_nodes)]
+    at = f"{where}: " if where else ""
     if len(names) != num_nodes:
-        raise ValueError(f"{len(names)} names for {num_nodes} nodes")
+        raise ValueError(f"{at}{len(names)} names for {num_nodes} nodes")
     if len(set(names)) < len(names):
         seen: set[str] = set()
         twice = next(name for name in names if name in seen or seen.add(name))
-        raise ValueError(f"two nodes have the name {twice!r}")
+        raise ValueError(f"{at}two nodes have the name {twice!r}")
     return names
 
 
@@ -92,13 +94,12 @@ def find(root: str | Path, *names: str) -> Path:
     """The first of `names` that is a file below `<root>/graph` or `<root>`.
 
     Raises:
-        ValueError: none is there; names what was looked for, and where.
+        ValueError: none is there (names what was looked for, and where), or one leaves the folder.
     """
+    path = maybe(root, *names)
+    if path is not None:
+        return path
     folders = (Path(root) / "graph", Path(root))
-    for folder in folders:
-        for name in names:
-            if (folder / name).is_file():
-                return folder / name
     raise ValueError(
         f"missing file {folders[0] / names[0]}: {' or '.join(names)} is expected in {folders[0]} "
         f"or {folders[1]}; the data folder is --config.data.root, else $BANYAN_DATA"
@@ -106,9 +107,10 @@ def find(root: str | Path, *names: str) -> Path:
 
 
 def maybe(root: str | Path, *names: str) -> Path | None:
-    """As `find`, None where it would raise."""
+    """As `find`, None where no file is there."""
     for folder in (Path(root) / "graph", Path(root)):
         for name in names:
-            if (folder / name).is_file():
-                return folder / name
+            path = inside(folder, name)
+            if path.is_file():
+                return path
     return None

@@ -22,6 +22,7 @@ import numpy as np
 from graph import csr, links
 from graph.data import edgelist, heart, linqs, made, npz, splits
 from graph.data.raw import Raw
+from graph.data.text import inside
 from graph.links import LinkData, Split
 
 SPLITS = ("fixed", "random", "temporal")
@@ -72,8 +73,8 @@ def read(
             for each end of a link. seed: of the split and its negatives.
 
     Raises:
-        ValueError: an unknown choice, what the reader of that format raises, what `links.check`
-            refuses.
+        ValueError: an unknown choice, a name that leaves the folder, what the reader of that
+            format raises, what `links.check` refuses.
     """
     for what, chosen, allowed in (
         ("format", format, tuple(FORMATS)), ("split", split, SPLITS),
@@ -81,6 +82,7 @@ def read(
     ):  # fmt: skip
         if chosen not in allowed:
             raise ValueError(f"{what}={chosen!r} is unknown; choose from {', '.join(allowed)}")
+    inside(root, name)
     if split == "fixed":
         data = _fixed(format, name, root, index, protocol, valid_share, seed)
     else:
@@ -129,12 +131,15 @@ def _fixed(
 def _made(
     raw: Raw, name: str, split: str, valid_share: float, test_share: float, seed: int
 ) -> LinkData:
-    if split == "random":
-        divided = splits.random(raw.edges, raw.num_nodes, seed, valid_share, test_share)
-    else:
-        divided = splits.temporal(
-            raw.edges, raw.times, raw.num_nodes, seed, valid_share, test_share
-        )
+    try:
+        if split == "random":
+            divided = splits.random(raw.edges, raw.num_nodes, seed, valid_share, test_share)
+        else:
+            divided = splits.temporal(
+                raw.edges, raw.times, raw.num_nodes, seed, valid_share, test_share
+            )
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     return LinkData(name, raw.num_nodes, divided, raw.features, raw.names, "original", raw.dropped)
 
 

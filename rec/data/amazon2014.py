@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from rec.data.events import Policy, from_rows
-from rec.data.files import find, lines, read_json
+from rec.data.files import find, inside, lines, read_json
 from rec.data.sequences import Corpus, Sequences
 
 WORD_START = "\u2581"  # marks the first piece of a word
@@ -33,7 +33,7 @@ def read(name: str, root: str | Path, policy: Policy | None = None) -> Corpus:
         ValueError: a file is missing or damaged, a line does not parse, rows are sorted by item, a
             user is too short, an item occurs twice in a row or has no text.
     """
-    folder = Path(root) / "amazon2014" / name
+    folder = inside(root, "amazon2014", name)
     path = find(folder, "user_sequence.txt")
     users, rows = _rows(path)
     _refuse_sorted(path, rows)
@@ -98,12 +98,12 @@ def integer_rows(name: str, root: str | Path) -> Sequences:
     Raises:
         ValueError: missing, or a line that is not integers from 1.
     """
-    path = find(Path(root) / "amazon2014" / name, "sequences_int.txt")
+    path = find(inside(root, "amazon2014", name), "sequences_int.txt")
     rows = []
     for number, line in lines(path):
         try:
             row = np.array([int(word) for word in line.split()[1:]], np.int32)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise ValueError(f"{path}:{number}: 'user 1 2 3' is expected: {error}") from error
         if (row < 1).any():
             raise ValueError(f"{path}:{number}: item numbers start at 1")
@@ -140,10 +140,10 @@ def attributes(name: str, root: str | Path, corpus: Corpus) -> list[list[int]]:
     Raises:
         ValueError: missing files, or sequences that differ.
     """
-    path = find(Path(root) / "amazon2014" / name, "item_attributes.json")
+    path = find(inside(root, "amazon2014", name), "item_attributes.json")
     by_integer = read_json(path)
     to_integer = renumbering(corpus.sequences, integer_rows(name, root))
     try:
         return [[int(a) for a in by_integer.get(str(i + 1), [])] for i in to_integer]
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: an object of lists of integers is expected") from error

@@ -36,7 +36,7 @@ def _description(text: str) -> list[str] | str:
     """Descriptions are Python lists written as text, some of them cut short."""
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
     return [str(part) for part in value] if isinstance(value, list) else text
 

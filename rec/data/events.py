@@ -11,6 +11,7 @@ from rec.data.sequences import Corpus, Sequences
 Ties = Literal["file", "item", "shuffle"]
 Repeats = Literal["refuse", "first", "keep"]
 Textless = Literal["refuse", "drop"]
+DatedParts = Literal["refuse", "read"]
 
 
 class Events(NamedTuple):
@@ -33,13 +34,15 @@ class Policy(NamedTuple):
     ties: order of a user's events with equal times: as in the file, by item name, or shuffled with
     `seed`. repeats: an item twice in one user's row is refused, kept, or kept the first time only
     (a repeat is never a target where history is masked). textless: items without text are refused
-    or dropped with their events.
+    or dropped with their events. dated_parts: files that someone divided at two points in time are
+    refused, for leave-one-out would take other targets than theirs, or read, for a temporal split.
     """
 
     ties: Ties = "file"
     seed: int = 0
     repeats: Repeats = "refuse"
     textless: Textless = "refuse"
+    dated_parts: DatedParts = "refuse"
 
 
 def _numbered(names: Sequence[str]) -> tuple[list[str], np.ndarray]:

@@ -39,6 +39,9 @@ def sids(name: str, root: str | Path, corpus: Corpus) -> np.ndarray:
     """
     path = find(Path(root) / "letter", f"{name}.index.json")
     table = read_sids(path)
+    strange = next((item for item in corpus.items if not item.isdecimal()), None)
+    if strange is not None:
+        raise ValueError(f"{path}: item {strange!r} has no ID: items are numbers from 0 there")
     numbers = np.array([int(item) for item in corpus.items])
     if len(numbers) and numbers.max() >= len(table):
         raise ValueError(f"{path}: {len(table)} items, item {numbers.max()} has no ID")

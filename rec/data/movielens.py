@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from rec.data.events import Events, Policy, from_events
-from rec.data.files import find, lines, number_of, read_table
+from rec.data.files import find, inside, lines, read_table, whole_number_of
 from rec.data.sequences import Corpus
 
 GENRES = (
@@ -34,7 +34,7 @@ def read(name: str, root: str | Path, policy: Policy | None = None) -> Corpus:
     Raises:
         ValueError: no known layout, a damaged file, or a line that does not parse.
     """
-    folder = Path(root) / name
+    folder = inside(root, name)
     path = find(folder, "ml-100k.inter", "u.data", "ratings.dat", "ratings.csv")
     kind = path.name.removesuffix(".gz")
     ratings = list(_ratings(path, kind))
@@ -58,7 +58,7 @@ def _ratings(path: Path, kind: str) -> Iterator[Rating]:
         separator = "\t" if kind == "u.data" else "::"
         rows = _unnamed(path, separator, 4, (0, 1, 3))
     for number, (user, item, stamp) in rows:
-        yield user, item, int(number_of(stamp, path, number, "timestamp"))
+        yield user, item, whole_number_of(stamp, path, number, "timestamp")
 
 
 def _unnamed(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bring your own: one table of (user, item, time) and one of (item, text), CSV or Parquet."""
 
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,13 @@ from typing import Any
 import numpy as np
 
 from rec.data.events import Events, Policy, from_events
+from rec.data.files import (
+    LARGEST_TIME,
+    MOST_INFLATED,
+    MOST_RATIO,
+    open_content,
+    refuse_doubled,
+)
 from rec.data.sequences import Corpus
 
 
@@ -44,23 +52,50 @@ def read(
     )
 
 
-def _table(path: Path, columns: tuple[str, ...], names: tuple[str, ...]) -> dict[str, Any]:
-    """The columns as Arrow arrays; those in `names` of a CSV file stay text, with leading zeros."""
+def _arrow_table(path: Path, text: tuple[str, ...]) -> Any:
+    """The Arrow table of a CSV or Parquet file; the columns `text` of a CSV file stay text.
+
+    Raises:
+        ValueError: a damaged file, one that inflates out of all proportion, a doubled column.
+    """
     import pyarrow as pa
     from pyarrow import csv, parquet
 
+    try:
+        if path.suffix == ".parquet":
+            with parquet.ParquetFile(path) as file:
+                refuse_doubled(path, file.schema_arrow.names)
+                cells = file.metadata.num_rows * file.metadata.num_columns
+                if 8 * cells > max(MOST_INFLATED, MOST_RATIO * path.stat().st_size):
+                    raise ValueError(
+                        f"{path} claims {cells:,} cells in {path.stat().st_size:,} bytes, which no "
+                        "table of interactions needs; if it is right, write it as CSV"
+                    )
+                return file.read()
+        options = csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()))
+        with open_content(path) as content:
+            table = csv.read_csv(content, convert_options=options)
+        names = table.column_names
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}:1: not utf-8 text; convert it: iconv -t utf-8") from error
+    except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    refuse_doubled(path, names)
+    for column in names:
+        if pa.types.is_binary(table[column].type):  # Arrow's guess for text it cannot decode
+            raise ValueError(
+                f"{path}: column {column!r} is not utf-8 text; convert it: iconv -t utf-8"
+            )
+    return table
+
+
+def _table(path: Path, columns: tuple[str, ...], names: tuple[str, ...]) -> dict[str, Any]:
+    """The columns as Arrow arrays; those in `names` of a CSV file stay text, with leading zeros."""
     if not path.is_file():
         raise ValueError(f"missing file {path}: a CSV or Parquet file with {', '.join(columns)}")
-    try:
-        if path.name.endswith((".csv", ".csv.gz")):
-            options = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-            table = csv.read_csv(path, convert_options=options)
-        elif path.suffix == ".parquet":
-            table = parquet.read_table(path)
-        else:
-            raise ValueError(f"{path}: .csv, .csv.gz or .parquet is expected")
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not path.name.endswith((".csv", ".csv.gz", ".parquet")):
+        raise ValueError(f"{path}: .csv, .csv.gz or .parquet is expected")
+    table = _arrow_table(path, names)
     for column in columns:
         if column not in table.column_names:
             raise ValueError(
@@ -88,8 +123,13 @@ def _times(path: Path, column: Any, name: str) -> np.ndarray:
         return column.cast(pa.timestamp("us")).cast(pa.int64()).to_numpy() / 1e6
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         times = column.to_numpy().astype(float)
-        if np.isfinite(times).all():
-            return times
+        odd = np.flatnonzero(~(np.abs(times) < LARGEST_TIME))
+        if len(odd):
+            raise ValueError(
+                f"{path}: column {name!r} is {times[odd[0]]} in row {odd[0] + 1} (without header), "
+                "a time between -2^53 and 2^53 is expected"
+            )
+        return times
     example = next((v for v in column.to_pylist() if not isinstance(v, int)), None)
     raise ValueError(
         f"{path}: column {name!r} holds {example!r}, numbers (seconds) or dates expected"

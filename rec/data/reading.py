@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rec.data import amazon2014, letter, movielens, own, reviews
 from rec.data.events import Policy
+from rec.data.files import inside
 from rec.data.planted import planted
 from rec.data.sequences import Corpus
 
@@ -30,7 +31,7 @@ def _own(name: str, root: str | Path, policy: Policy) -> Corpus:
     endings = (".csv", ".csv.gz", ".parquet")
     paths = []
     for stem in (name, f"{name}_items"):
-        here = [Path(root) / f"{stem}{ending}" for ending in endings]
+        here = [inside(root, f"{stem}{ending}") for ending in endings]
         paths.append(next((path for path in here if path.is_file()), here[0]))
     return own.read(*paths, policy=policy)
 
@@ -57,8 +58,10 @@ def read(format: str, name: str, root: str | Path = "", policy: Policy | None = 
     """Corpus `name` in one of FORMATS.
 
     Raises:
-        ValueError: an unknown format, or what the reader of that format raises.
+        ValueError: an unknown format, a name that leaves the folder, or what the reader of that
+            format raises.
     """
     if format not in FORMATS:
         raise ValueError(f"format={format!r} is unknown; choose from {', '.join(FORMATS)}")
+    inside(root, name)
     return FORMATS[format](name, root, policy or Policy())

@@ -7,7 +7,9 @@ Times are days, so many events tie: `Policy.ties` decides, and moves test target
 
 2023, in one folder: the 5-core of `last_out`, `<Category>.{train,valid,test}.csv` (a row per
 interaction: user_id,parent_asin,rating,timestamp in ms; a history column is ignored, it repeats
-other rows), or all of it in one `<Category>.csv`; and `meta_<Category>.jsonl`.
+other rows), or all of it in one `<Category>.csv`; and `meta_<Category>.jsonl`. The parts of a
+`timestamp` folder, divided at two points in time, are read for a temporal split alone
+(`Policy.dated_parts`).
 
 Neither reader filters by k-core: `sequences.kcore` does, afterwards.
 """
@@ -21,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from rec.data.events import Events, Policy, from_events
-from rec.data.files import find, lines, number_of, read_table
+from rec.data.files import find, in_range, inside, lines, read_table, whole_number_of
 from rec.data.sequences import Corpus
 
 _PARTS = ("train", "valid", "test")
@@ -34,6 +36,7 @@ def read_2014(category: str, folder: str | Path, policy: Policy | None = None) -
     Raises:
         ValueError: a missing or damaged file, or a line that does not parse.
     """
+    inside(folder, category)
     path = find(folder, f"reviews_{category}_5.json", f"reviews_{category}.json")
     users, items, times = [], [], []
     for number, line in lines(path):
@@ -41,8 +44,8 @@ def read_2014(category: str, folder: str | Path, policy: Policy | None = None) -
         try:
             users.append(str(record["reviewerID"]))
             items.append(str(record["asin"]))
-            times.append(int(record["unixReviewTime"]))
-        except (KeyError, TypeError, ValueError) as error:
+            times.append(in_range(int(record["unixReviewTime"])))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"{path}:{number}: reviewerID, asin and unixReviewTime (seconds) are expected: "
                 f"{error}"
@@ -58,35 +61,56 @@ def read_2023(category: str, folder: str | Path, policy: Policy | None = None) -
     `meta_<category>.jsonl`; the three parts stay in that order, whatever their times.
 
     Raises:
-        ValueError: a missing or damaged file, or a line that does not parse.
+        ValueError: a missing or damaged file, a line that does not parse, or parts divided at two
+            points in time that the policy refuses.
     """
-    users, items, stamps, parts = [], [], [], []
+    users, items, stamps, part_numbers = [], [], [], []
     paths = _csv_files(category, folder)
     for part, path in enumerate(paths):
         for number, (user, item, stamp) in read_table(path, _COLUMNS):
             users.append(user)
             items.append(item)
-            stamps.append(int(number_of(stamp, path, number, "timestamp")))
-            parts.append(part)
+            stamps.append(whole_number_of(stamp, path, number, "timestamp"))
+            part_numbers.append(part)
     milliseconds = np.array(stamps, np.int64)
-    order = np.lexsort((milliseconds, np.array(parts, np.int64)))
+    parts = np.array(part_numbers, np.int64)
+    if policy is None or policy.dated_parts == "refuse":
+        _refuse_dated_parts(paths[0], milliseconds, parts)
+    order = np.lexsort((milliseconds, parts))
     # Equal (part, time) must stay a tie, so that the policy and not this line settles it.
     rank = np.zeros(len(order))
     if len(order):
-        pairs = np.stack([np.array(parts, np.int64), milliseconds], 1)[order]
+        pairs = np.stack([parts, milliseconds], 1)[order]
         rank[order] = np.cumsum(np.r_[0, (np.diff(pairs, axis=0) != 0).any(1)])
     events = Events(users, items, rank, milliseconds // 1000, str(paths[0]))
     meta = find(folder, f"meta_{category}.jsonl")
     return from_events(category, events, _texts(meta, "parent_asin", False, set(items)), policy)
 
 
+def _refuse_dated_parts(path: Path, milliseconds: np.ndarray, parts: np.ndarray) -> None:
+    """Raises ValueError where no training event is later than any test event, which the last items
+    of many users never give."""
+    train, valid, test = (milliseconds[parts == part] for part in range(len(_PARTS)))
+    if not len(train) or not len(test) or train.max() > test.min():
+        return
+    test_from = int(test.min()) // 1000
+    valid_from = int(valid.min()) // 1000 if len(valid) else test_from - 1
+    raise ValueError(
+        f"{path}: no training event is later than any test event, so these parts were divided at "
+        "two points in time (a timestamp folder) and leave-one-out would take other targets: use "
+        f"--config.data.split=temporal --config.data.valid_from={valid_from} "
+        f"--config.data.test_from={test_from} (in Python Policy(dated_parts='read') and "
+        "temporal_split)"
+    )
+
+
 _COLUMNS = ("user_id", "parent_asin", "timestamp")
 
 
 def _csv_files(category: str, folder: str | Path) -> list[Path]:
-    whole = Path(folder) / f"{category}.csv"
+    whole = inside(folder, f"{category}.csv")
     if whole.is_file() or Path(f"{whole}.gz").is_file():
-        return [find(folder, whole.name)]
+        return [find(folder, f"{category}.csv")]
     return [find(folder, f"{category}.{part}.csv") for part in _PARTS]
 
 
@@ -106,8 +130,9 @@ def _texts(path: Path, key: str, literal: bool, wanted: Collection[str]) -> dict
     texts = {}
     for number, line in lines(path):
         record = _object(path, number, line, literal)
-        if record.get(key) in wanted:
-            texts[record[key]] = item_text(record)
+        item = record.get(key)
+        if isinstance(item, str) and item in wanted:
+            texts[item] = item_text(record)
     return texts
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from rec.data.files import read_json
 
-_TOKEN = re.compile(r"<[a-z]_(\d+)>")
+_TOKEN = re.compile(r"<[a-z]_(\d{1,9})>")  # so many digits fit int32
 
 
 def read_sids(path: str | Path) -> np.ndarray:
@@ -25,6 +25,10 @@ def read_sids(path: str | Path) -> np.ndarray:
         tokens = table.get(str(item))
         if tokens is None:
             raise ValueError(f"{path}: items 0 to {len(table) - 1} are expected, {item} is missing")
+        if not isinstance(tokens, list):
+            raise ValueError(
+                f"{path}: item {item} has {tokens!r:.40}, a list of tokens is expected"
+            )
         codes = [_TOKEN.fullmatch(str(token)) for token in tokens]
         if None in codes or len(codes) != len(rows[0] if rows else codes) or not codes:
             raise ValueError(

@@ -199,7 +199,7 @@ def test_snap(tmp_path: Path) -> None:
         ("0 1\n\n0 -2", r"bad\.txt:3: node id -2 is negative"),
         ("0 1 noon", r"bad\.txt:1: time 'noon' is no number"),
         ("# nothing", r"bad\.txt has no edges"),
-        (b"\xff\xfe 1", r"bad\.txt:1: no UTF-8 text"),
+        (b"\xff\xfe 1", r"bad\.txt:1: not utf-8 text"),
     ):
         put(tmp_path, "bad.txt", content)
         with pytest.raises(ValueError, match=message):

@@ -13,7 +13,7 @@ import pytest
 
 from rec.data import amazon2014, amazon2018, files, letter, own, reading, reviews
 from rec.data.events import Policy
-from rec.data.sequences import Corpus, pack
+from rec.data.sequences import Corpus, pack, temporal
 
 
 def rows_of(corpus: Corpus) -> dict[str, list[str]]:
@@ -260,6 +260,41 @@ def test_reviews_of_2023(tmp_path: Path, history: bool) -> None:
         for seed in range(20)
     }
     assert mixed == {("A2", "A3", "A1", "A4", "A5"), ("A3", "A2", "A1", "A4", "A5")}
+
+
+def test_parts_divided_by_time_are_never_left_one_out(tmp_path: Path) -> None:
+    """A timestamp folder is refused until the split is temporal; the flags it proposes give back
+    the parts of the folder. One training event later than a test event, and it is a last_out one.
+    """
+    events = {
+        "train": [("u", "A1", 1000), ("v", "A2", 2000), ("u", "A3", 3999)],
+        "valid": [("u", "A4", 5000), ("v", "A5", 6000)],
+        "test": [("v", "A1", 8000), ("u", "A2", 9000)],
+    }
+    header = "user_id,parent_asin,rating,timestamp\n"
+
+    def write(late: int) -> None:
+        rec_rows = {**events, "train": [*events["train"], ("w", "A5", late)]}
+        for part, rows in rec_rows.items():
+            text = "".join(f"{u},{i},5.0,{t}\n" for u, i, t in rows)
+            put(tmp_path / f"Baby.{part}.csv", header + text)
+
+    reviews_2023(tmp_path, False)  # for the texts
+    write(late=4000)
+    message = (
+        r"Baby\.train\.csv: no training event is later than any test event.*"
+        r"--config\.data\.split=temporal --config\.data\.valid_from=5 --config\.data\.test_from=8 "
+    )
+    for policy in (None, Policy()):
+        with pytest.raises(ValueError, match=message):
+            reviews.read_2023("Baby", tmp_path, policy)
+    corpus = reading.read("reviews2023", "Baby", tmp_path, Policy(dated_parts="read"))
+    split = temporal(corpus.sequences, 5, 8)
+    assert split.train.lengths.tolist() == [2, 1, 1]
+    assert [corpus.items[i] for i in split.valid.targets] == ["A4", "A5"]
+    assert [corpus.items[i] for i in split.test.targets] == ["A2", "A1"]
+    write(late=8001)
+    assert reading.read("reviews2023", "Baby", tmp_path).sequences.num_users == 3
 
 
 def test_reviews_of_2023_in_one_file_and_bad_ones(tmp_path: Path) -> None:

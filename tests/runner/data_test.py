@@ -418,7 +418,7 @@ def test_what_the_libraries_declare_is_well_formed() -> None:
     for name, entry in data.declared().items():
         assert entry["about"] and entry["terms"] and entry["files"], name
         for path, (sha, url) in entry["files"].items():
-            assert data._inside(path) == path
+            assert data.inside(path) == path
             assert sha == "" or (len(sha) == 64 and int(sha, 16) >= 0)
             assert url == "" or url.startswith("https://")
 

@@ -3,6 +3,7 @@
 
 import gzip
 import json
+import re
 import shutil
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 from experiments.runner import checkpoint, loop, reopen
 from experiments.runner.assemble import Assembly, assemble, initial_state
 from experiments.runner.errors import UserError
+from experiments.systems.rec.recommenders import wiring
+from experiments.systems.rec.recommenders.generators import Decoder
 from rec.sid import table
 from tests.systems.contract_test import on_devices
 from tests.tiny_systems import assert_same_training, run_steps, tiny
@@ -60,7 +63,8 @@ def test_a_wrong_sid_table_is_refused() -> None:
 
 
 def test_recommending_needs_nothing_but_the_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No corpus is read; items of the history are left out; a long history keeps its newest."""
+    """No corpus is read; items of the history are left out, also those older than the newest ones
+    that a model reads of a long history."""
     asm = assembled()
     state = initial_state(asm)
 
@@ -84,13 +88,50 @@ def test_recommending_needs_nothing_but_the_artifacts(monkeypatch: pytest.Monkey
     long = recommend(state, " ".join(items[10:30]))
     assert "the newest 5 are read" in long
     newest = recommend(state, " ".join(items[25:30]))
-    assert long.splitlines()[1:] == newest.splitlines()[1:]
+    listed = [line.split()[1:] for line in newest.splitlines()[1:]]
+    unseen = [words for words in listed if words[1] not in items[10:25]]
+    assert [line.split()[1:] for line in long.splitlines()[1:]][: len(unseen)] == unseen
     both = recommend(state, f"{items[3]} {items[5]}\n\n{items[7]}\n")
     assert both.startswith(answer) and f"after {items[7]}:" in both
     with pytest.raises(UserError, match=r"unknown item 'item-9-9-9'; did you mean"):
         recommend(state, f"{items[3]} item-9-9-9")
     with pytest.raises(UserError, match="oldest first"):
         recommend(state, "  \n")
+
+
+class LikesTheFirst:
+    """A ranker of the first item best, the second next, whatever the history."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __call__(self, params: Any, history: Any) -> np.ndarray:
+        return np.tile(-np.arange(history.num_items, dtype=np.float32), (history.num_users, 1))
+
+
+class DecodesTheFirst:
+    """A decoder of the same order."""
+
+    def decode(self, params: Any, queries: Any, values: np.ndarray) -> Any:
+        items = np.arange(40, dtype=np.int32)[None]
+        return wiring.Answer(items, -items.astype(np.float32))
+
+
+@pytest.mark.parametrize("system", ["sasrec", "tiger"])
+def test_what_a_user_had_is_never_recommended(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """15 items with max_items=12, of a model that likes the three oldest best."""
+    made_by_tiger = artifacts()
+    if system == "sasrec":
+        monkeypatch.setattr("experiments.systems.rec.sasrec.Ranker", LikesTheFirst)
+    else:
+        monkeypatch.setattr(Decoder, "decode", DecodesTheFirst.decode)
+    asm = assemble(tiny(system, **SMALL, model__max_items=12), made_by_tiger)
+    items = made_by_tiger["items"]
+    state = initial_state(asm)
+    answer = asm.experiment.actions["recommend"](state, " ".join(items[:15]))
+    assert "the newest 12 are read" in answer
+    names = [line.split()[2] for line in answer.splitlines()[1:]]
+    assert names == items[15:25]
 
 
 @pytest.mark.deep
@@ -211,6 +252,22 @@ def test_published_tables_follow_items_through_the_core(
     config = tiny("tiger", **SMALL, sid__table=str(path))
     with pytest.raises(UserError, match="40 items"):
         assemble(config)
+
+
+def test_a_folder_divided_by_time_wants_a_temporal_split(tmp_path: Path) -> None:
+    """What the message says to type is what makes it run."""
+    rows = {"train": "u,A1,1000\nv,A2,2000\n", "valid": "u,A3,5000\n", "test": "v,A1,8000\n"}
+    for part, text in rows.items():
+        (tmp_path / f"Baby.{part}.csv").write_text(f"user_id,parent_asin,timestamp\n{text}")
+    texts = "".join(json.dumps({"parent_asin": f"A{i}", "title": "x"}) + "\n" for i in (1, 2, 3))
+    (tmp_path / "meta_Baby.jsonl").write_text(texts)
+    here = {"data__format": "reviews2023", "data__name": "Baby", "data__root": str(tmp_path)}
+    with pytest.raises(UserError) as caught:
+        wiring.load(tiny("sasrec", **here))
+    flags = re.findall(r"--config\.data\.(\w+)=(\w+)", str(caught.value))
+    typed = {f"data__{key}": int(v) if v.isdecimal() else v for key, v in flags}
+    assert typed == {"data__split": "temporal", "data__valid_from": 5, "data__test_from": 8}
+    assert len(wiring.load(tiny("sasrec", **here, **typed)).split.test.targets) == 1
 
 
 @pytest.mark.deep

@@ -52,7 +52,7 @@ def find_levels(levels: str, root: str) -> str:
     if levels in data.declared():
         data.fingerprints(levels, root)  # every file there, and with the content it should have
         return str(data.locate(levels, root))
-    return str(data.root(root) / levels)
+    return str(data.root(root) / data.inside(levels))
 
 
 def describe(manifest: Mapping[str, Any]) -> str:

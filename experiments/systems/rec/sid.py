@@ -266,6 +266,7 @@ def list_examples(codes: np.ndarray, items: Sequence[str], texts: Sequence[str])
     chosen = np.linspace(0, len(codes) - 1, SHOWN_ITEMS).astype(int)
     by_code = chosen[np.lexsort(codes[chosen].T[::-1])]
     rows = tuple(
-        ("-".join(map(str, codes[i])), items[i], wiring.shorten(texts[i])) for i in by_code.tolist()
+        ("-".join(map(str, codes[i])), items[i], wiring.shorten(texts[i]))
+        for i in map(int, by_code)
     )
     return Rows(("codes", "item", "text"), rows)

@@ -80,11 +80,14 @@ def _load(values: str, seed: int) -> Loaded:
 
 
 def _read(group: ConfigDict, seed: int) -> Corpus:
-    policy = Policy(group.ties, seed, group.repeats, group.textless)
+    dated_parts = "read" if group.split == "temporal" else "refuse"
+    policy = Policy(group.ties, seed, group.repeats, group.textless, dated_parts)
     root = data.root(group.root)
     if group.format == "own":
         paths = [Path(p).expanduser() for p in (group.interactions, group.item_text)]
-        events, texts = (p if p.is_file() else root / p for p in paths)
+        events, texts = (
+            p if p.is_file() or p.is_absolute() else root / data.inside(str(p)) for p in paths
+        )
         return own.read(events, texts, policy=policy)
     dataset = f"{group.format}/{group.name}" if group.format == "amazon2014" else group.name
     if dataset in data.declared():
@@ -257,7 +260,9 @@ def make_recommend(
     first.
 
     Args:
-        answer: (state, int32 [T] history) -> Answer, items of the history left out.
+        max_items: newest items of a history that the model reads.
+        answer: (state, int32 [T] whole history) -> Answer, items of the history left out, also
+            those older than the newest max_items.
     """
     items, texts = artifacts["items"], artifacts["texts"]
     number = {name: i for i, name in enumerate(items)}
@@ -273,7 +278,7 @@ def make_recommend(
     def write(state: Mapping[str, Any], names: list[str], history: list[int]) -> str:
         note = f" (the newest {max_items} are read)" if len(history) > max_items else ""
         out = [f"after {' '.join(names)}{note}:"]
-        best = answer(state, np.asarray(history[-max_items:], np.int32))
+        best = answer(state, np.asarray(history, np.int32))
         listed = zip(best.items[:top], best.scores[:top], strict=True)
         for place, (item, score) in enumerate(listed, 1):
             if item >= 0:
