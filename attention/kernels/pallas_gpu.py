@@ -25,11 +25,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from attention import masks
-from attention.kernels import Spec, hopper, mosaic
+from attention.kernels import Spec, hopper, mosaic, partition
 from attention.kernels.mosaic import ROWS, WARPGROUPS
 from attention.kernels.pallas_gpu_backward import backward
 
 BLOCK_ROWS = WARPGROUPS * ROWS
+IDS = ("BT", "BS")  # axes of segment ids
+LIVE = "BHXY"  # axes of the flags of tiles
 
 
 def covers(
@@ -104,22 +106,50 @@ def _core(q: Any, k: Any, v: Any, tau: Any, lam: Any, ids: Any, static: Any) -> 
 
 def _forward(q: Any, k: Any, v: Any, tau: Any, lam: Any, ids: Any, static: Any) -> Any:
     """Output, and what the backward pass needs: the inputs and the live tiles."""
+    layout = partition.Layout(
+        operands=("VBTHD", "VBSKD", "BSKE", "BHT", "H", *(() if ids is None else IDS)),
+        results=("BTHE", LIVE),
+    )
+    inputs = (q, k, v, tau, lam, *(ids or ()))
+    is_simulated = static[3] is not None
+    o, live = partition.run(_forward_part, static, layout, inputs, is_simulated=is_simulated)
+    return o, (q, k, v, tau, lam, ids, live)
+
+
+def _forward_part(static: Any, q: Any, k: Any, v: Any, tau: Any, lam: Any, *ids: Any) -> Any:
     _, offset, tiles, _ = static
-    o, live = forward(pad(q, k, v, tau, ids, tiles.keys), lam, static)
+    o, live = forward(pad(q, k, v, tau, ids or None, tiles.keys), lam, static)
     visible = hopper.visible_tiles(live.shape[2], live.shape[3], tiles.keys, offset)
     # Tiles that causality hides are never visited, and their flags never written.
-    live = (live != 0) & jnp.broadcast_to(visible, live.shape)
-    return o[:, : q.shape[2]], (q, k, v, tau, lam, ids, live)
+    return o[:, : q.shape[2]], (live != 0) & jnp.broadcast_to(visible, live.shape)
 
 
 def _backward(static: Any, residuals: Any, g: jax.Array) -> Any:
     q, k, v, tau, lam, ids, live = residuals
-    tiles = static[2]
-    operands = pad(q, k, v, tau, ids, tiles.keys)
+    layout = partition.Layout(
+        operands=(
+            *("BTHE", LIVE, "VBTHD", "VBSKD", "BSKE", "BHT", "H"),
+            *(() if ids is None else IDS),
+        ),
+        results=("VBTHD", "VBSKD", "BSKE", "BHT", "BH"),
+    )
+    inputs = (g, live, q, k, v, tau, lam, *(ids or ()))
+    is_simulated = static[3] is not None
+    dq, dk, dv, dtau, dlam = partition.run(
+        _backward_part, static, layout, inputs, is_simulated=is_simulated
+    )
+    return dq, dk, dv, dtau, dlam.sum(0), None
+
+
+def _backward_part(
+    static: Any, g: Any, live: Any, q: Any, k: Any, v: Any, tau: Any, lam: Any, *ids: Any
+) -> Any:
+    """dq, dk, dv, dtau, and dlam of every sequence."""
+    operands = pad(q, k, v, tau, ids or None, static[2].keys)
     g = jnp.pad(g.astype(v.dtype), ((0, 0), (0, -g.shape[1] % BLOCK_ROWS), (0, 0), (0, 0)))
     dq, dk, dv, dtau, dlam = backward(operands, lam, g, live, static)
     T, S = q.shape[2], k.shape[2]
-    return dq[:, :, :T], dk[:, :, :S], dv[:, :S], dtau[..., :T], dlam, None
+    return dq[:, :, :T], dk[:, :, :S], dv[:, :S], dtau[..., :T], dlam
 
 
 _core.defvjp(_forward, _backward)

@@ -34,7 +34,7 @@ ALONG, ACROSS = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
 
 
 def backward(operands: Any, lam: jax.Array, g: jax.Array, live: jax.Array, static: Any) -> Any:
-    """Gradients of padded operands: dq, dk, dv, dtau, dlam.
+    """Gradients of padded operands: dq, dk, dv, dtau, and dlam [B, H] of every sequence.
 
     Args:
         operands: q, k, v, tau and ids as `pallas_gpu.pad` leaves them.
@@ -48,7 +48,7 @@ def backward(operands: Any, lam: jax.Array, g: jax.Array, live: jax.Array, stati
     inputs |= dict(lam=lam, g=g, q_ids=q_ids, kv_ids=kv_ids)
     dq, dtau, dlam = dq_kernel(inputs, by_rows, static)
     dk, dv = dkv_kernel(inputs, by_keys, static)
-    return dq.reshape(q.shape), dk.reshape(k.shape), dv, dtau, jnp.sum(dlam, axis=(0, 2))
+    return dq.reshape(q.shape), dk.reshape(k.shape), dv, dtau, jnp.sum(dlam, axis=2)
 
 
 def fine(live: jax.Array, static: Any) -> jax.Array:

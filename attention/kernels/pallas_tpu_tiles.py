@@ -41,6 +41,7 @@ class Plan(NamedTuple):
     skip: bool
     interpret: Any
     exact: bool  # float32 operands: products without bfloat16 passes
+    bitmap_bytes: int  # larger bitmaps are not used
 
     @property
     def group(self) -> int:
@@ -61,7 +62,7 @@ class Plan(NamedTuple):
             self.num_q * words_of(self.num_kv),
             self.num_kv * words_of(self.num_q),
         )
-        return self.skip and 4 * self.B * self.H * words <= BITMAP_BYTES
+        return self.skip and 4 * self.B * self.H * words <= self.bitmap_bytes
 
 
 def words_of(tiles: int) -> int:
