@@ -156,14 +156,21 @@ def _rule(
     sizes: dict[str, int] = {}
     for letters, operand in zip(layout.operands, operands, strict=True):
         sizes |= dict(zip(letters, operand.shape, strict=True))
+    group = sizes["H"] // sizes["K"]
+    # A factor of size 1 may stand alone only; one key head leaves nothing to split.
+    query_heads = "K" if group == 1 else "H" if sizes["K"] == 1 else "(K G)"
 
-    def names(letters: str) -> str:
-        return " ".join({"H": "(K G)"}.get(letter, letter) for letter in letters)
+    def name_factors(letters: str) -> str:
+        return " ".join(query_heads if letter == "H" else letter for letter in letters)
 
-    sides = [", ".join(map(names, side)) for side in (layout.operands, layout.results)]
-    letters = set("".join((*layout.operands, *layout.results)))
-    options: dict[str, Any] = {"K": sizes["K"], "G": sizes["H"] // sizes["K"]}
-    options["need_replication_factors"] = tuple(sorted(letters - set("BHK")))
+    sides = [", ".join(map(name_factors, side)) for side in (layout.operands, layout.results)]
+    # Shardy wants them in the order in which the rule names them.
+    letters = dict.fromkeys("".join((*layout.operands, *layout.results)))
+    options: dict[str, Any] = {"G": group} if "G" in query_heads else {}
+    # The letter of query heads is a factor only where it is one that cannot be split.
+    is_split = {"B": True, "K": True, "H": query_heads != "H"}
+    unsplit = tuple(letter for letter in letters if not is_split.get(letter, False))
+    options["need_replication_factors"] = unsplit
     return " -> ".join(sides), options
 
 
