@@ -291,9 +291,7 @@ def _forward(q: Any, k: Any, v: Any, tau: Any, lam: Any, ids: Any, options: Opti
     )
     inputs = (q, k, v, tau, lam, *(ids or ()))
     is_simulated = not isinstance(options.interpret, bool)
-    o, *words = partition.run(
-        _forward_part, options, layout, inputs, is_simulated=is_simulated
-    )
+    o, *words = partition.run(_forward_part, options, layout, inputs, is_simulated=is_simulated)
     return o, (q, k, v, tau, lam, ids, tuple(words))
 
 

@@ -13,8 +13,9 @@ An axis is named by a letter: B batch, H query heads, K key heads; all other let
 split.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -58,7 +59,7 @@ def run(
 
     @custom_vmap
     def call(*operands: jax.Array) -> tuple[jax.Array, ...]:
-        return _jitted(function, static, layout, operands)
+        return _jit(function, static, layout)(*operands)
 
     @call.def_vmap
     def call_in_turn(
@@ -176,5 +177,20 @@ def _rule(
 
 _partitioned = custom_partitioning(_call, static_argnums=(0, 1, 2))
 _partitioned.def_partition(_partition, sharding_rule=_rule)
-# A call outside of jit is split like one inside.
-_jitted = jax.jit(_partitioned, static_argnums=(0, 1, 2))
+
+
+@cache
+def _jit(function: Function, static: Any, layout: Layout) -> Callable[..., Any]:
+    """The split call as a function of its operands; outside of jit it is split like inside.
+
+    XLA sees a pointer where the kernels will be, and pointers are used again: two programs that
+    differ only in `static` would have one key in the cache of compiled programs. The name of the
+    function is part of the key.
+    """
+
+    def call(*operands: jax.Array) -> tuple[jax.Array, ...]:
+        return _partitioned(function, static, layout, operands)
+
+    digest = hashlib.sha256(repr((function.__module__, static, layout)).encode()).hexdigest()
+    call.__name__ = f"{function.__name__.strip('_')}_{digest[:12]}"
+    return jax.jit(call)
