@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Threshold differential attention on a mesh with axes "data" and "model".
 
-`sharded_tda` splits batch over "data" and heads over "model": kernels are not partitioned
-automatically, and no communication is needed. `sequence_parallel_tda` splits the keys: without a
+`tda_attention` follows the shardings of its operands by itself, on any mesh. `sharded_tda` is the
+stricter form: batch is split over "data" and heads over "model" whatever came in, no communication
+is needed, and what does not divide is refused. `sequence_parallel_tda` splits the keys: without a
 normalizer the results of disjoint key sets simply add, o(K u K') = o(K) + o(K'), so one psum joins
 them, with no log-sum-exp to merge. Thresholds come from global row lengths.
 """

@@ -138,7 +138,8 @@ def normalize(x: jax.Array, eps: float = 1e-12) -> jax.Array:
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     # The result does not depend on this divisor, so neither does its gradient.
     largest = lax.stop_gradient(jnp.max(jnp.abs(wide), axis=-1, keepdims=True))
-    is_zero = largest <= eps  # False for NaN, which must not become a row of zeros
+    # Entry by entry, for NaN must not become zeros: the maximum drops it on CPUs.
+    is_zero = jnp.all(jnp.abs(wide) <= eps, axis=-1, keepdims=True)
     # Both branches of a where are differentiated, and rsqrt has no finite slope at 0.
     scaled = jnp.where(is_zero, 0.0, wide / jnp.where(is_zero, 1.0, largest))
     square = jnp.sum(scaled * scaled, axis=-1, keepdims=True)

@@ -16,7 +16,8 @@ visible and 0 elsewhere:
     o_i = sum_j (e1_ij ** p - lam * e2_ij ** p) v_j
 
 A weight is 0 where q.k - tau <= 0 and nowhere else: NaN in q or k is NaN in every row that sees it,
-and tiles that hold it are not skipped. Comparisons with NaN are False, so code asks for `<= 0`.
+and tiles that hold it are not skipped. Comparisons with NaN are False, so code asks for `<= 0`,
+and of every entry: XLA's maximum over an array drops NaN on CPUs.
 
 Differentiable in q, k, v, tau and lam. Query head h reads key head h // (H / Hkv).
 """

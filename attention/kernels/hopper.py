@@ -62,13 +62,13 @@ def rectify(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, 0.0)
 
 
-def is_live(largest: jax.Array, dim: int) -> jax.Array:
-    """Whether a tile may hold a survivor, given its largest score minus threshold.
+def may_survive(x: jax.Array, dim: int) -> jax.Array:
+    """Marks with 1.0 the scores minus thresholds that any kernel may find > 0, with 0.0 the others.
 
-    A dead tile stays dead in the backward kernels, whose products run in another order. A tile with
-    NaN is live: the comparison is False for it.
+    A tile without a mark stays dead in the backward kernels, whose products run in another order.
+    NaN is marked, for the comparison is False for it; a maximum first might drop it.
     """
-    return jnp.logical_not(largest <= -rounding_margin(dim))
+    return jnp.where(x <= -rounding_margin(dim), 0.0, 1.0)
 
 
 def score_gradients(

@@ -157,15 +157,15 @@ def accumulate(
     return pl.run_state(run_all)(start)
 
 
-def largest(tile: jax.Array, votes: Any) -> jax.Array:
-    """Largest entry of a [64, n] tile, NaN if there is one: the same in all 128 threads.
+def any_positive(tile: jax.Array, votes: Any) -> jax.Array:
+    """Whether an entry of a [64, n] tile is > 0: the same bool in all 128 threads.
 
     votes: float32 [64] in shared memory, of this warpgroup alone. Pallas' own reduction across
     warps uses one scratch for the whole block, in which two warpgroups would race; here each warp
     reduces its rows and reads those of the others.
     """
     votes[...] = jnp.max(tile, axis=1)
-    return jnp.max(load(votes, plgpu.Layout.WGMMA.reduce(0)))
+    return jnp.max(load(votes, plgpu.Layout.WGMMA.reduce(0))) > 0
 
 
 def iota(shape: tuple[int, int], axis: int) -> jax.Array:

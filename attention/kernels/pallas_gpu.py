@@ -6,8 +6,8 @@ streams tiles of both views' keys and of the values through a ring of shared mem
 warpgroup forms both score tiles, thresholds and mixes them in float32 registers, casts the mixed
 weights once, and adds their product with the values, unless no entry of the tile survived. There
 is no running maximum, no normalizer and no rescaling. Whether a tile is live, that is has a
-survivor or comes within a rounding error of one (`hopper.is_live`), is written out, one int32 per
-tile of 64 rows; the backward pass visits live tiles only (`pallas_gpu_backward`).
+survivor or comes within a rounding error of one (`hopper.may_survive`), is written out, one int32
+per tile of 64 rows; the backward pass visits live tiles only (`pallas_gpu_backward`).
 
 Never executed on a GPU by its authors: lowered for CUDA, and interpreted where jax has an
 interpreter for it; `python -m attention.gpu_check` is the first thing to run on one. jax cannot
@@ -279,8 +279,8 @@ def _compute(plan: _Plan, refs: Any, b: Any, h: Any, i: Any, wg: Any, last: Any)
         a = a.astype(refs.v_smem.dtype)
         live = jnp.bool_(True)
         if plan.spec.skip:
-            largest = mosaic.largest(reduce(jnp.maximum, xs), refs.votes.at[wg])
-            live = hopper.is_live(largest, refs.q.shape[-1])
+            marks = hopper.may_survive(reduce(jnp.maximum, xs), refs.q.shape[-1])
+            live = mosaic.any_positive(marks, refs.votes.at[wg])
         refs.live[b, h, i * WARPGROUPS + wg, j] = live.astype(jnp.int32)
 
         def add(acc: jax.Array) -> jax.Array:

@@ -151,10 +151,11 @@ def is_live(plan: Plan, x: list[jax.Array]) -> jax.Array:
     """Whether a tile may hold a survivor, however its products are rounded.
 
     A dead tile stays dead in every kernel, also where products run in another order. A tile with
-    NaN is live: maxima keep NaN, and the comparison is False for it.
+    NaN is live: the comparison is False for it.
     """
-    is_dead = jnp.max(jnp.maximum(x[0], x[1])) <= -rounding_margin(plan.D)
-    return jnp.logical_not(is_dead)
+    # Entry by entry: the maximum over a tile drops NaN on CPUs.
+    is_dead = jnp.maximum(x[0], x[1]) <= -rounding_margin(plan.D)
+    return jnp.max(jnp.where(is_dead, 0.0, 1.0)) > 0
 
 
 def pack(live: jax.Array) -> jax.Array:

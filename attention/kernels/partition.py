@@ -3,11 +3,11 @@
 
 XLA cannot split what is inside a kernel: Mosaic TPU refuses to lower for several devices, and on
 GPUs every device would gather the whole operands. `run` tells the partitioner how to split a call,
-so callers need neither a mesh nor `shard_map`: the operands' own shardings decide. Batch stays
-split as it is where the devices divide it, and heads where they divide the key heads, so that the
-query heads of one key head stay together; all other axes are gathered. No device needs another one
-inside a kernel. Sums over the batch, as that of the gradient of lam, belong outside: XLA adds the
-parts of the devices there.
+so callers need neither a mesh nor `shard_map`: the operands' own shardings decide. Axes of the mesh
+are of type Auto. Batch stays split as it is where the devices divide it, and heads where they
+divide the key heads, so that the query heads of one key head stay together; all other axes are
+gathered. No device needs another one inside a kernel. Sums over the batch, as that of the gradient
+of lam, belong outside: XLA adds the parts of the devices there.
 
 An axis is named by a letter: B batch, H query heads, K key heads; all other letters are never
 split.
@@ -91,13 +91,7 @@ def _partition(
 ) -> Any:
     """Mesh, function of the parts, and shardings, as `custom_partitioning` wants them."""
     (structs,) = operands
-    if mesh.empty:
-        # Operands of several meshes have no common names: every device computes everything.
-        devices = sorted(structs[0].sharding.device_set, key=lambda device: device.id)
-        mesh = Mesh(np.array(devices), ("devices",))
-        axes = {}
-    else:
-        axes = split_axes(mesh, layout, structs)
+    axes = split_axes(mesh, layout, structs)
 
     def shard(letters: str) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec(*(axes.get(letter) for letter in letters)))

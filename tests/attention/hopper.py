@@ -137,7 +137,7 @@ def forward_tile(q, k, v, tau, lam, ids, first, first_key, acc, *, spec: Spec, o
     xs = [masked(x, first, first_key, 0, ids, offset) for x in xs]
     es = [hopper.rectify(x) for x in xs]
     a = hopper.weights(es[0], 1.0, spec.p) + hopper.weights(es[1], -lam, spec.p)
-    live = hopper.is_live(jnp.max(jnp.maximum(*xs)), q.shape[-1])
+    live = jnp.max(hopper.may_survive(jnp.maximum(*xs), q.shape[-1])) > 0
     added = acc + dot(a.astype(v.dtype), v)
     return jnp.where(live, added, acc) if spec.skip else added, live
 
