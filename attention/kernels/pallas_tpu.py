@@ -265,7 +265,7 @@ class Options(NamedTuple):
     """What a call is compiled for besides its shapes, hashable."""
 
     spec: Spec
-    offset: int
+    offset: Any  # an int: `covers` has seen to it
     block_q: int | None
     block_kv: int | None
     interpret: Any

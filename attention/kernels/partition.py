@@ -111,7 +111,7 @@ def split_axes(
     An axis whose devices do not divide the sequences, or the key heads, is left out: those devices
     compute the same.
     """
-    found = {"B": (), "K": (), "H": ()}
+    found: dict[str, tuple[Any, ...]] = {"B": (), "K": (), "H": ()}
     sizes = {"B": 1, "K": 1}
     for letters, operand in zip(layout.operands, operands, strict=True):
         spec = operand.sharding.spec
