@@ -15,6 +15,7 @@ from attention.tda import normalize, tda_attention, threshold
 from tests.attention import hopper as emulation
 from tests.attention import oracle
 from tests.attention.oracle import Case
+from tests.tiers import deep, deep_unless
 
 CASE = Case("small", T=24, S=24, H=4, K=2, Dv=8, B=1, block_q=8, block_kv=8)
 QUICK = {"xla_backend_optimization_level": 0}
@@ -77,7 +78,7 @@ def output(q: Any, k: Any, x: dict[str, Any], module: Any, *, skip: bool, p: Any
     return run(q, k)[0]
 
 
-@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("skip", [True, deep(False)])
 @pytest.mark.parametrize("module", [reference, xla, pallas_tpu], ids=lambda m: m.__name__)
 def test_backends_show_what_is_not_finite(module: Any, skip: bool) -> None:
     """A bad query in its own row; a bad key in rows from it on, for its query heads; no other."""
@@ -95,7 +96,7 @@ def test_backends_show_what_is_not_finite(module: Any, skip: bool) -> None:
 
 
 @pytest.mark.parametrize("module", [xla, pallas_tpu], ids=lambda m: m.__name__)
-@pytest.mark.parametrize("shape", [(64, 64), (8, 8)])
+@pytest.mark.parametrize("shape", deep_unless(lambda shape: shape == (64, 64), [(64, 64), (8, 8)]))
 def test_a_dead_tile_with_nan_is_not_skipped(module: Any, shape: tuple[int, int]) -> None:
     """Large tiles too: the maximum of one drops NaN on CPUs."""
     x = oracle.problem(CASE._replace(T=64, S=64, H=1, K=1))
@@ -118,6 +119,7 @@ def test_a_dead_tile_with_nan_is_not_skipped(module: Any, shape: tuple[int, int]
     assert np.isnan(dq[1, 0, ROW]).all()
 
 
+@pytest.mark.deep
 def test_gradients_show_what_is_not_finite() -> None:
     """Through the public function, on the default backend and the interpreted kernels."""
     x = oracle.problem(CASE)
