@@ -179,7 +179,7 @@ def candidates(q: jax.Array, cache: SketchCache, tau: jax.Array) -> jax.Array:
 
     The slack bounds what float32 adds to the bound: rounding of the sketch's product, of the dense
     score it stands for (each at most D * 2^-23 for vectors of norm near 1, also with the truncating
-    sums of tensor cores) and of delta.
+    sums of tensor cores) and of delta. A bound that is NaN marks its key: weights are then NaN too.
     """
     D = q.shape[-1]
     S = cache.v.shape[1]
@@ -196,7 +196,7 @@ def candidates(q: jax.Array, cache: SketchCache, tau: jax.Array) -> jax.Array:
     norm = jnp.sqrt(jnp.sum(wide * wide, axis=-1))[..., None]
     bound = product * by_head(cache.scale) + norm * by_head(cache.delta) + D * 2.0**-20
     is_cached = jnp.arange(S, dtype=jnp.int32)[None] < cache.length[:, None]
-    return (bound > tau[None, ..., None]).any((0, 3)) & is_cached[:, None]
+    return (~(bound <= tau[None, ..., None])).any((0, 3)) & is_cached[:, None]
 
 
 def gathered_weights(

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Threshold differential attention on a mesh with axes "data" and "model".
 
-`sharded_tda` splits batch over "data" and heads over "model": kernels are not partitioned
-automatically, and no communication is needed. `sequence_parallel_tda` splits the keys: without a
-normalizer the results of disjoint key sets simply add, o(K u K') = o(K) + o(K'), so one psum joins
-them, with no log-sum-exp to merge. Thresholds come from global row lengths.
+`tda_attention` splits its kernels by itself where a mesh is in use, and computes on all devices
+what does not divide. `sharded_tda` is the stricter form for every backend: batch is split over
+"data" and heads over "model", nothing is communicated, and what does not divide is refused.
+`sequence_parallel_tda` splits the keys: without a normalizer the results of disjoint key sets
+simply add, o(K u K') = o(K) + o(K'), so one psum joins them, with no log-sum-exp to merge.
+Thresholds come from global row lengths.
 """
 
 from typing import Any

@@ -48,7 +48,11 @@ def tda_attention(
 ) -> jax.Array:
     """Threshold differential attention before its output norm, [B, T, H, Dv] in v's dtype.
 
-    Differentiable in q, k, v, lam, beta and kappa.
+    Differentiable in q, k, v, lam, beta and kappa. On a mesh, inside or outside of jit, the kernels
+    run on each device's own sequences and heads (attention/kernels/partition.py).
+
+    A query that is not finite gives a row of NaN, a key that is not finite gives NaN in every row
+    that sees it: a model that diverged must not go on with rows of zeros.
 
     Args:
         q: [2, B, T, H, D], both views; need not be normalized.
@@ -125,16 +129,21 @@ def check_tda_arguments(
 
 
 def normalize(x: jax.Array, eps: float = 1e-12) -> jax.Array:
-    """x / |x| over the last axis, computed in float32 and returned in x's dtype.
+    """Divides rows along the last axis by their norm, in float32; returned in x's dtype.
 
-    Rows with |x| <= eps give 0 and a gradient of 0 [our choice]: padding must not make NaN.
+    Rows without an entry beyond eps give 0 and a gradient of 0 [our choice]: padding must not make
+    NaN. Rows with an entry that is not finite give NaN. All others have norm 1, however long they
+    are: the squares are those of x / max |x|, which neither overflow nor underflow.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    square = jnp.sum(wide * wide, axis=-1, keepdims=True)
-    is_positive = square > eps * eps
+    # The result does not depend on this divisor, so neither does its gradient.
+    largest = lax.stop_gradient(jnp.max(jnp.abs(wide), axis=-1, keepdims=True))
+    # Entry by entry, for NaN must not become zeros: the maximum drops it on CPUs.
+    is_zero = jnp.all(jnp.abs(wide) <= eps, axis=-1, keepdims=True)
     # Both branches of a where are differentiated, and rsqrt has no finite slope at 0.
-    unit = jnp.where(is_positive, wide * lax.rsqrt(jnp.where(is_positive, square, 1.0)), 0.0)
-    return unit.astype(x.dtype)
+    scaled = jnp.where(is_zero, 0.0, wide / jnp.where(is_zero, 1.0, largest))
+    square = jnp.sum(scaled * scaled, axis=-1, keepdims=True)
+    return (scaled * lax.rsqrt(jnp.where(is_zero, 1.0, square))).astype(x.dtype)
 
 
 def threshold(
@@ -148,10 +157,10 @@ def threshold(
     """
     beta, kappa = (jnp.asarray(x, dtype).reshape(1, -1, 1) for x in (beta, kappa))
     ratio = lengths.astype(dtype)[:, None, :] / kappa
-    is_positive = ratio > 1
+    is_short = ratio <= 1  # False for NaN, which must stay NaN
     # Both branches of a where are differentiated, and the slope of sqrt at 0 is infinite.
-    root = jnp.sqrt(2 * jnp.log(jnp.where(is_positive, ratio, 2.0)) / dim)
-    return beta * jnp.where(is_positive, root, 0.0)
+    root = jnp.sqrt(2 * jnp.log(jnp.where(is_short, 2.0, ratio)) / dim)
+    return beta * jnp.where(is_short, 0.0, root)
 
 
 def output_norm(

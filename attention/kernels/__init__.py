@@ -15,6 +15,10 @@ visible and 0 elsewhere:
 
     o_i = sum_j (e1_ij ** p - lam * e2_ij ** p) v_j
 
+A weight is 0 where q.k - tau <= 0 and nowhere else: NaN in q or k is NaN in every row that sees it,
+and tiles that hold it are not skipped. Comparisons with NaN are False, so code asks for `<= 0`,
+and of every entry: XLA's maximum over an array drops NaN on CPUs.
+
 Differentiable in q, k, v, tau and lam. Query head h reads key head h // (H / Hkv).
 """
 
@@ -37,24 +41,32 @@ class Spec(NamedTuple):
     skip: bool = True
 
 
+def rounding_margin(dim: int) -> float:
+    """How far two float32 products of unit vectors may be apart that add in different orders.
+
+    Each is off by dim * 2^-23 at most, with the truncating sums of tensor cores too. A tile whose
+    scores all stay this far under their thresholds has no survivor in any kernel.
+    """
+    return dim * 2.0**-22
+
+
 def power(e: jax.Array, p: int | float) -> jax.Array:
-    """e ** p for e >= 0 and p >= 1; integers by multiplication, no transcendental."""
+    """e ** p for p >= 1 and e >= 0 or NaN; integers by multiplication, no transcendental."""
     if p == int(p):
         result = e
         for _ in range(int(p) - 1):
             result = result * e
         # The select keeps compilers from fusing the last product into the difference of the views
         # (one rounding less on one side): equal views with lam = 1 must cancel exactly.
-        return result if p == 1 else jnp.where(e > 0, result, 0)
-    return jnp.where(e > 0, jnp.exp(p * jnp.log(jnp.where(e > 0, e, 1.0))), 0.0).astype(e.dtype)
+        return result if p == 1 else jnp.where(e <= 0, 0, result)
+    return jnp.where(e <= 0, 0.0, jnp.exp(p * jnp.log(jnp.where(e <= 0, 1.0, e)))).astype(e.dtype)
 
 
 def power_slope(e: jax.Array, p: int | float) -> jax.Array:
     """Derivative of max(x, 0) ** p at a point where the rectified value is e; 0 where e is 0."""
     if p == 1:
-        return (e > 0).astype(e.dtype)
+        return jnp.where(e <= 0, 0.0, 1.0).astype(e.dtype)
     if p == int(p):
         return p * power(e, int(p) - 1)
-    return jnp.where(e > 0, p * jnp.exp((p - 1) * jnp.log(jnp.where(e > 0, e, 1.0))), 0.0).astype(
-        e.dtype
-    )
+    slope = p * jnp.exp((p - 1) * jnp.log(jnp.where(e <= 0, 1.0, e)))
+    return jnp.where(e <= 0, 0.0, slope).astype(e.dtype)

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from attention.kernels import power, power_slope
+from attention.kernels import power, power_slope, rounding_margin
 from attention.kernels.mosaic import ROWS, SMEM_BYTES, WARPGROUPS
 
 HEAD_SIZES = (64, 128)
 MUTE = 4.0  # threshold of rows added as padding: no cosine exceeds it
+UNSEEN = -4.0  # stands for a masked score minus threshold; cosines are >= -1
 HIDDEN = -(2**31)  # segment of rows that see nothing; no key carries it
 _RESERVED = 4096  # bytes left for barriers, row vectors and alignment
 
@@ -56,9 +57,18 @@ def weights(e: jax.Array, coefficient: jax.Array | float, p: int | float) -> jax
     return coefficient * power(e, p)
 
 
-def excess(s: jax.Array, tau: jax.Array) -> jax.Array:
-    """Rectified score; masks come after it, for tau may be negative."""
-    return jnp.maximum(s - tau, 0.0)
+def rectify(x: jax.Array) -> jax.Array:
+    """e of scores over their thresholds; after the mask, for tau may be negative. Keeps NaN."""
+    return jnp.maximum(x, 0.0)
+
+
+def may_survive(x: jax.Array, dim: int) -> jax.Array:
+    """Marks with 1.0 the scores minus thresholds that any kernel may find > 0, with 0.0 the others.
+
+    A tile without a mark stays dead in the backward kernels, whose products run in another order.
+    NaN is marked, for the comparison is False for it; a maximum first might drop it.
+    """
+    return jnp.where(x <= -rounding_margin(dim), 0.0, 1.0)
 
 
 def score_gradients(
@@ -69,24 +79,24 @@ def score_gradients(
 
 
 def mask_tile(
-    e: jax.Array,
+    x: jax.Array,
     rows: jax.Array,
     cols: jax.Array,
     q_ids: jax.Array | None,
     kv_ids: jax.Array | None,
     causal_offset: int | None,
 ) -> jax.Array:
-    """e, zero where hidden; rows, cols and ids are tiles of e's shape.
+    """Scores minus thresholds, UNSEEN where hidden; rows, cols and ids are tiles of x's shape.
 
     Args:
         causal_offset: row i sees keys up to i + causal_offset; None sees all.
         q_ids: HIDDEN instead of 0, so that equality alone decides.
     """
     if causal_offset is not None:
-        e = jnp.where(cols <= rows + causal_offset, e, 0.0)
+        x = jnp.where(cols <= rows + causal_offset, x, UNSEEN)
     if q_ids is not None and kv_ids is not None:
-        e = jnp.where(q_ids == kv_ids, e, 0.0)
-    return e
+        x = jnp.where(q_ids == kv_ids, x, UNSEEN)
+    return x
 
 
 def key_tiles(

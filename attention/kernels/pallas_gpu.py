@@ -5,9 +5,9 @@ Forward: a block owns 128 rows of one head, 64 for each computing warpgroup. The
 streams tiles of both views' keys and of the values through a ring of shared memory; a computing
 warpgroup forms both score tiles, thresholds and mixes them in float32 registers, casts the mixed
 weights once, and adds their product with the values, unless no entry of the tile survived. There
-is no running maximum, no normalizer and no rescaling. Whether a tile had a survivor is written
-out, one int32 per tile of 64 rows; the backward pass visits live tiles only
-(`pallas_gpu_backward`).
+is no running maximum, no normalizer and no rescaling. Whether a tile is live, that is has a
+survivor or comes within a rounding error of one (`hopper.may_survive`), is written out, one int32
+per tile of 64 rows; the backward pass visits live tiles only (`pallas_gpu_backward`).
 
 Never executed on a GPU by its authors: lowered for CUDA, and interpreted where jax has an
 interpreter for it; `python -m attention.gpu_check` is the first thing to run on one. jax cannot
@@ -25,11 +25,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from attention import masks
-from attention.kernels import Spec, hopper, mosaic
+from attention.kernels import Spec, hopper, mosaic, partition
 from attention.kernels.mosaic import ROWS, WARPGROUPS
 from attention.kernels.pallas_gpu_backward import backward
 
 BLOCK_ROWS = WARPGROUPS * ROWS
+IDS = ("BT", "BS")  # axes of segment ids
+LIVE = "BHXY"  # axes of the flags of tiles
 
 
 def covers(
@@ -104,22 +106,50 @@ def _core(q: Any, k: Any, v: Any, tau: Any, lam: Any, ids: Any, static: Any) -> 
 
 def _forward(q: Any, k: Any, v: Any, tau: Any, lam: Any, ids: Any, static: Any) -> Any:
     """Output, and what the backward pass needs: the inputs and the live tiles."""
+    layout = partition.Layout(
+        operands=("VBTHD", "VBSKD", "BSKE", "BHT", "H", *(() if ids is None else IDS)),
+        results=("BTHE", LIVE),
+    )
+    inputs = (q, k, v, tau, lam, *(ids or ()))
+    is_simulated = static[3] is not None
+    o, live = partition.run(_forward_part, static, layout, inputs, is_simulated=is_simulated)
+    return o, (q, k, v, tau, lam, ids, live)
+
+
+def _forward_part(static: Any, q: Any, k: Any, v: Any, tau: Any, lam: Any, *ids: Any) -> Any:
     _, offset, tiles, _ = static
-    o, live = forward(pad(q, k, v, tau, ids, tiles.keys), lam, static)
+    o, live = forward(pad(q, k, v, tau, ids or None, tiles.keys), lam, static)
     visible = hopper.visible_tiles(live.shape[2], live.shape[3], tiles.keys, offset)
     # Tiles that causality hides are never visited, and their flags never written.
-    live = (live != 0) & jnp.broadcast_to(visible, live.shape)
-    return o[:, : q.shape[2]], (q, k, v, tau, lam, ids, live)
+    return o[:, : q.shape[2]], (live != 0) & jnp.broadcast_to(visible, live.shape)
 
 
 def _backward(static: Any, residuals: Any, g: jax.Array) -> Any:
     q, k, v, tau, lam, ids, live = residuals
-    tiles = static[2]
-    operands = pad(q, k, v, tau, ids, tiles.keys)
+    layout = partition.Layout(
+        operands=(
+            *("BTHE", LIVE, "VBTHD", "VBSKD", "BSKE", "BHT", "H"),
+            *(() if ids is None else IDS),
+        ),
+        results=("VBTHD", "VBSKD", "BSKE", "BHT", "BH"),
+    )
+    inputs = (g, live, q, k, v, tau, lam, *(ids or ()))
+    is_simulated = static[3] is not None
+    dq, dk, dv, dtau, dlam = partition.run(
+        _backward_part, static, layout, inputs, is_simulated=is_simulated
+    )
+    return dq, dk, dv, dtau, dlam.sum(0), None
+
+
+def _backward_part(
+    static: Any, g: Any, live: Any, q: Any, k: Any, v: Any, tau: Any, lam: Any, *ids: Any
+) -> Any:
+    """dq, dk, dv, dtau, and dlam of every sequence."""
+    operands = pad(q, k, v, tau, ids or None, static[2].keys)
     g = jnp.pad(g.astype(v.dtype), ((0, 0), (0, -g.shape[1] % BLOCK_ROWS), (0, 0), (0, 0)))
     dq, dk, dv, dtau, dlam = backward(operands, lam, g, live, static)
     T, S = q.shape[2], k.shape[2]
-    return dq[:, :, :T], dk[:, :, :S], dv[:, :S], dtau[..., :T], dlam, None
+    return dq[:, :, :T], dk[:, :, :S], dv[:, :S], dtau[..., :T], dlam
 
 
 _core.defvjp(_forward, _backward)
@@ -241,14 +271,16 @@ def _compute(plan: _Plan, refs: Any, b: Any, h: Any, i: Any, wg: Any, last: Any)
 
     def step(j: jax.Array, acc: jax.Array) -> jax.Array:
         slot = lax.rem(j, jnp.int32(plan.stages))
-        es = scores(j, slot)
+        xs = scores(j, slot)
+        es = tuple(hopper.rectify(x) for x in xs)
         a = hopper.weights(es[0], 1.0, plan.spec.p)
         if plan.views == 2:
             a = a + hopper.weights(es[1], minus_lam, plan.spec.p)
         a = a.astype(refs.v_smem.dtype)
         live = jnp.bool_(True)
         if plan.spec.skip:
-            live = mosaic.any_positive(reduce(jnp.maximum, es), refs.votes.at[wg])
+            marks = hopper.may_survive(reduce(jnp.maximum, xs), refs.q.shape[-1])
+            live = mosaic.any_positive(marks, refs.votes.at[wg])
         refs.live[b, h, i * WARPGROUPS + wg, j] = live.astype(jnp.int32)
 
         def add(acc: jax.Array) -> jax.Array:
@@ -278,21 +310,21 @@ def _compute(plan: _Plan, refs: Any, b: Any, h: Any, i: Any, wg: Any, last: Any)
 
 
 def _scores(plan: _Plan, refs: Any, first: Any, wg: Any) -> Callable[..., tuple[jax.Array, ...]]:
-    """(tile, slot) -> rectified scores of every view, masked; waits for the keys and frees them."""
+    """(tile, slot) -> masked scores minus thresholds by view; waits for the keys and frees them."""
     tile = (ROWS, plan.keys)
     along, across = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
     tau = mosaic.spread(mosaic.load(refs.tau_smem.at[wg], along), tile, 0)
     segments = refs.q_ids is not None
     q_ids: Any = mosaic.load(refs.q_ids_smem.at[wg], along) if segments else None
 
-    def mask(es: Any, j: jax.Array, slot: jax.Array) -> Any:
+    def mask(xs: Any, j: jax.Array, slot: jax.Array) -> Any:
         rows = mosaic.iota(tile, 0) + first
         cols = mosaic.iota(tile, 1) + j * plan.keys
         ids: Any = (None, None)
         if segments:
             kv_ids = mosaic.load(refs.kv_ids_smem.at[slot], across)
             ids = (mosaic.spread(q_ids, tile, 0), mosaic.spread(kv_ids, tile, 1))
-        return tuple(hopper.mask_tile(e, rows, cols, ids[0], ids[1], plan.offset) for e in es)
+        return tuple(hopper.mask_tile(x, rows, cols, ids[0], ids[1], plan.offset) for x in xs)
 
     def scores(j: jax.Array, slot: jax.Array) -> tuple[jax.Array, ...]:
         plgpu.barrier_wait(refs.k_ready.at[slot])
@@ -301,15 +333,15 @@ def _scores(plan: _Plan, refs: Any, first: Any, wg: Any) -> Callable[..., tuple[
         )
         if not segments:  # the ids of the keys are released with them
             plgpu.barrier_arrive(refs.k_free.at[slot])
-        es = tuple(hopper.excess(x, tau) for x in s)
+        xs = tuple(x - tau for x in s)
         if segments:
-            es = mask(es, j, slot)
+            xs = mask(xs, j, slot)
             plgpu.commit_smem()  # read by threads, to be written by TMA
             plgpu.barrier_arrive(refs.k_free.at[slot])
         elif plan.offset is not None:
             edge = hopper.crosses(first, j * plan.keys, plan.keys, plan.offset)
-            es = lax.cond(edge, lambda es: mask(es, j, slot), lambda es: es, es)
-        return es
+            xs = lax.cond(edge, lambda xs: mask(xs, j, slot), lambda xs: xs, xs)
+        return xs
 
     return scores
 

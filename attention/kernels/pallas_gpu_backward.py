@@ -34,12 +34,12 @@ ALONG, ACROSS = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
 
 
 def backward(operands: Any, lam: jax.Array, g: jax.Array, live: jax.Array, static: Any) -> Any:
-    """Gradients of padded operands: dq, dk, dv, dtau, dlam.
+    """Gradients of padded operands: dq, dk, dv, dtau, and dlam [B, H] of every sequence.
 
     Args:
         operands: q, k, v, tau and ids as `pallas_gpu.pad` leaves them.
         g: [B, T, H, Dv], dL/do.
-        live: bool [B, H, T/64, S/keys], tiles of the forward pass with a survivor.
+        live: bool [B, H, T/64, S/keys], live tiles of the forward pass.
     """
     q, k, v, tau, ids = operands
     by_rows, by_keys = live_lists(fine(live, static), k.shape[3])
@@ -48,7 +48,7 @@ def backward(operands: Any, lam: jax.Array, g: jax.Array, live: jax.Array, stati
     inputs |= dict(lam=lam, g=g, q_ids=q_ids, kv_ids=kv_ids)
     dq, dtau, dlam = dq_kernel(inputs, by_rows, static)
     dk, dv = dkv_kernel(inputs, by_keys, static)
-    return dq.reshape(q.shape), dk.reshape(k.shape), dv, dtau, jnp.sum(dlam, axis=(0, 2))
+    return dq.reshape(q.shape), dk.reshape(k.shape), dv, dtau, jnp.sum(dlam, axis=2)
 
 
 def fine(live: jax.Array, static: Any) -> jax.Array:
@@ -78,24 +78,29 @@ def live_lists(live: jax.Array, heads: int) -> tuple[Any, Any]:
 
 
 def masked(
-    e: jax.Array, first: Any, first_key: Any, rows_axis: int, ids: Any, offset: int | None
+    x: jax.Array, first: Any, first_key: Any, rows_axis: int, ids: Any, offset: int | None
 ) -> jax.Array:
-    """e of a tile with its mask; rows_axis is the axis of the query rows, ids along each axis."""
-    if offset is None and ids is None:
-        return e
+    """Masks scores minus thresholds of a tile.
 
-    def mask(e: jax.Array) -> jax.Array:
+    Args:
+        rows_axis: axis of the query rows.
+        ids: segment ids along rows and along keys, or None.
+    """
+    if offset is None and ids is None:
+        return x
+
+    def mask(x: jax.Array) -> jax.Array:
         rows = mosaic.iota(TILE, rows_axis) + first
         cols = mosaic.iota(TILE, 1 - rows_axis) + first_key
         pair: Any = (None, None)
         if ids is not None:
             spread_q = mosaic.spread(ids[0], TILE, rows_axis)
             pair = (spread_q, mosaic.spread(ids[1], TILE, 1 - rows_axis))
-        return hopper.mask_tile(e, rows, cols, pair[0], pair[1], offset)
+        return hopper.mask_tile(x, rows, cols, pair[0], pair[1], offset)
 
     if ids is not None or offset is None:
-        return mask(e)
-    return lax.cond(hopper.crosses(first, first_key, ROWS, offset), mask, lambda e: e, e)
+        return mask(x)
+    return lax.cond(hopper.crosses(first, first_key, ROWS, offset), mask, lambda x: x, x)
 
 
 class _Plan(NamedTuple):
@@ -202,7 +207,7 @@ def _dq_compute(
                 dp, s = mosaic.products(gv, (refs.q_smem.at[wg, t], k))
             else:
                 (s,) = mosaic.products((refs.q_smem.at[wg, t], k))
-            e = masked(hopper.excess(s, tau), first, at, 0, ids, plan.offset)
+            e = hopper.rectify(masked(s - tau, first, at, 0, ids, plan.offset))
             ds = hopper.score_gradients(dp, e, coefficients[t], plan.spec.p)
             dtau = dtau - jnp.sum(ds, axis=1)
             if t == 1:
@@ -321,7 +326,7 @@ def _dkv_compute(
         )
         tau = mosaic.spread(mosaic.load(refs.tau_smem.at[slot], ACROSS), TILE, 1)
         ids = (mosaic.load(refs.q_ids_smem.at[slot], ACROSS), kv_ids) if segments else None
-        e = masked(hopper.excess(s, tau), first, j * ROWS, 1, ids, plan.offset)
+        e = hopper.rectify(masked(s - tau, first, j * ROWS, 1, ids, plan.offset))
         w = hopper.weights(e, coefficient, plan.spec.p).astype(dtype)
         ds = hopper.score_gradients(dp, e, coefficient, plan.spec.p).astype(dtype)
         terms = (dk, ds, refs.q_smem.at[slot, wg]), (dv, w, refs.g_smem.at[slot])

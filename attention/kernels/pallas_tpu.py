@@ -8,7 +8,7 @@ product with v, and its bit in the liveness bitmap lets the backward kernels ski
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from attention import masks
-from attention.kernels import Spec, power
+from attention.kernels import Spec, partition, power
 from attention.kernels import pallas_tpu_backward as backward
 from attention.kernels import pallas_tpu_tiles as tiles
 from attention.kernels.pallas_tpu_tiles import LANES, Plan
 
 DTYPES = ("float32", "bfloat16")
+IDS = ("BT", "BS")  # axes of segment ids
+WORDS = ("BHX", "BHY")  # axes of the bitmap along keys and along queries
 
 
 def covers(
@@ -72,13 +74,19 @@ def tda(
     )
     if reason:
         raise ValueError(reason)
-    plan = make_plan(
-        q, k, v, q_segment_ids is not None, q_offset, spec, block_q, block_kv, interpret
-    )
+    check_blocks(block_q, block_kv, interpret)
     ids = None
     if q_segment_ids is not None and kv_segment_ids is not None:
         ids = (jnp.asarray(q_segment_ids), jnp.asarray(kv_segment_ids))
-    return _core(q, k, v, tau, lam, ids, plan)
+    options = Options(spec, q_offset, block_q, block_kv, interpret, tiles.BITMAP_BYTES)
+    return _core(q, k, v, tau, lam, ids, options)
+
+
+def check_blocks(block_q: int | None, block_kv: int | None, interpret: Any) -> None:
+    """Raises ValueError for blocks that no register of a device holds."""
+    given = [block for block in (block_q, block_kv) if block is not None]
+    if not interpret and any(block % LANES for block in given):
+        raise ValueError(f"block_q={block_q} and block_kv={block_kv} must be multiples of {LANES}")
 
 
 def make_plan(
@@ -98,8 +106,6 @@ def make_plan(
     S, K = k.shape[2:4]
     block_q = min(largest, T + -T % LANES) if block_q is None else block_q
     block_kv = min(largest, S + -S % LANES) if block_kv is None else block_kv
-    if not interpret and (block_q % LANES or block_kv % LANES):
-        raise ValueError(f"block_q={block_q} and block_kv={block_kv} must be multiples of {LANES}")
     return Plan(
         B=B,
         H=H,
@@ -117,6 +123,7 @@ def make_plan(
         skip=spec.skip,
         interpret=interpret,
         exact=v.dtype == jnp.float32,
+        bitmap_bytes=tiles.BITMAP_BYTES,
     )
 
 
@@ -254,26 +261,83 @@ def run_forward(plan: Plan, inputs: Any, lam: jax.Array) -> tuple[jax.Array, jax
     return o, live[0][:, :, :, 0] if live else None
 
 
+class Options(NamedTuple):
+    """What a call is compiled for besides its shapes, hashable."""
+
+    spec: Spec
+    offset: Any  # an int: `covers` has seen to it
+    block_q: int | None
+    block_kv: int | None
+    interpret: Any
+    bitmap_bytes: int  # scalar memory that bitmaps of a device may take
+
+
+def _plan(options: Options, q: Any, k: Any, v: Any, segments: bool) -> Plan:
+    spec, offset, block_q, block_kv, interpret, bitmap_bytes = options
+    plan = make_plan(q, k, v, segments, offset, spec, block_q, block_kv, interpret)
+    return plan._replace(bitmap_bytes=bitmap_bytes)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _core(q: Any, k: Any, v: Any, tau: Any, lam: Any, ids: Any, plan: Plan) -> jax.Array:
-    return _forward(q, k, v, tau, lam, ids, plan)[0]
+def _core(q: Any, k: Any, v: Any, tau: Any, lam: Any, ids: Any, options: Options) -> jax.Array:
+    return _forward(q, k, v, tau, lam, ids, options)[0]
 
 
-def _forward(q: Any, k: Any, v: Any, tau: Any, lam: Any, ids: Any, plan: Plan):
+def _forward(q: Any, k: Any, v: Any, tau: Any, lam: Any, ids: Any, options: Options):
     """The residuals are the inputs and the bitmap, packed for each of the two walks."""
-    o, live = run_forward(plan, operands(plan, q, k, v, tau, ids), lam)
-    words = None
-    if plan.bitmap and live is not None:
-        words = (tiles.pack(live), tiles.pack(jnp.swapaxes(live, 2, 3)))
-    return heads_last(o, q.shape[2]), (q, k, v, tau, lam, ids, words)
+    layout = partition.Layout(
+        operands=("VBTHD", "VBSKD", "BSKE", "BHT", "H", *(() if ids is None else IDS)),
+        results=("BTHE", *(WORDS if options.spec.skip else ())),
+    )
+    inputs = (q, k, v, tau, lam, *(ids or ()))
+    is_simulated = not isinstance(options.interpret, bool)
+    o, *words = partition.run(_forward_part, options, layout, inputs, is_simulated=is_simulated)
+    return o, (q, k, v, tau, lam, ids, tuple(words))
 
 
-def _backward(plan: Plan, residuals: Any, g: Any):
+def _forward_part(options: Options, q: Any, k: Any, v: Any, tau: Any, lam: Any, *ids: Any):
+    """o, and the bitmap along keys and along queries where tiles are skipped."""
+    plan = _plan(options, q, k, v, bool(ids))
+    o, live = run_forward(plan, operands(plan, q, k, v, tau, ids or None), lam)
+    o = heads_last(o, q.shape[2])
+    if live is None:
+        return (o,)
+    # Batch and heads in front: on a mesh the words are split as the tiles are.
+    by_row = tiles.pack(live).reshape(plan.B, plan.H, -1)
+    by_key = tiles.pack(jnp.swapaxes(live, 2, 3)).reshape(plan.B, plan.H, -1)
+    return o, by_row, by_key
+
+
+def _backward(options: Options, residuals: Any, g: Any):
     q, k, v, tau, lam, ids, words = residuals
+    layout = partition.Layout(
+        operands=(
+            *("BTHE", "VBTHD", "VBSKD", "BSKE", "BHT", "H"),
+            *(() if ids is None else IDS),
+            *(WORDS if options.spec.skip else ()),
+        ),
+        results=("VBTHD", "VBSKD", "BSKE", "BHT", "BH"),
+    )
+    inputs = (g, q, k, v, tau, lam, *(ids or ()), *words)
+    is_simulated = not isinstance(options.interpret, bool)
+    dq, dk, dv, dtau, dlam = partition.run(
+        _backward_part, options, layout, inputs, is_simulated=is_simulated
+    )
+    return dq, dk, dv, dtau, dlam.sum(0), None
+
+
+def _backward_part(
+    options: Options, g: Any, q: Any, k: Any, v: Any, tau: Any, lam: Any, *others: Any
+):
+    """dq, dk, dv, dtau, and dlam of every sequence; others are ids, then words, where there are."""
+    num_words = len(WORDS) if options.spec.skip else 0
+    ids = others[: len(others) - num_words]
+    words = others[len(ids) :]
+    plan = _plan(options, q, k, v, bool(ids))
     T, S = q.shape[2], k.shape[2]
-    inputs = operands(plan, q, k, v, tau, ids)
+    inputs = operands(plan, q, k, v, tau, ids or None)
     grads = heads_first(g.astype(v.dtype), plan.T - T)
-    by_row, by_key = (None, None) if words is None else words
+    by_row, by_key = (x.reshape(-1) for x in words) if plan.bitmap else (None, None)
     dq, dtau, dlam = backward.run_dq(plan, inputs, lam, grads, by_row)
     dk, dv = backward.run_dkv(plan, inputs, lam, grads, by_key)
     return (
@@ -281,8 +345,7 @@ def _backward(plan: Plan, residuals: Any, g: Any):
         heads_last(dk, S),
         heads_last(dv, S),
         dtau[:, :, 0, :T],
-        dlam.sum((0, 2, 3)),
-        None,
+        dlam.sum((2, 3)),
     )
 
 

@@ -2,9 +2,10 @@
 """What the TPU kernels share: geometry, one tile of scores, the liveness bitmap.
 
 A tile is block_q query rows by block_kv keys of one head. It is live if some score comes within a
-rounding error of its threshold; all others contribute exact zeros to every result. The bitmap has
-one bit per tile, packed into int32 words along the axis that a kernel walks, and is prefetched to
-scalar memory, where index maps read it: a dead tile costs neither a copy nor a product.
+rounding error of its threshold or is NaN; all others contribute exact zeros to every result. The
+bitmap has one bit per tile, packed into int32 words along the axis that a kernel walks, and is
+prefetched to scalar memory, where index maps read it: a dead tile costs neither a copy nor a
+product.
 """
 
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+
+from attention.kernels import rounding_margin
 
 LANES = 128
 WORD = 32  # tiles per word of the bitmap
@@ -41,6 +44,7 @@ class Plan(NamedTuple):
     skip: bool
     interpret: Any
     exact: bool  # float32 operands: products without bfloat16 passes
+    bitmap_bytes: int  # larger bitmaps are not used
 
     @property
     def group(self) -> int:
@@ -61,7 +65,7 @@ class Plan(NamedTuple):
             self.num_q * words_of(self.num_kv),
             self.num_kv * words_of(self.num_q),
         )
-        return self.skip and 4 * self.B * self.H * words <= BITMAP_BYTES
+        return self.skip and 4 * self.B * self.H * words <= self.bitmap_bytes
 
 
 def words_of(tiles: int) -> int:
@@ -146,10 +150,12 @@ def over_threshold(
 def is_live(plan: Plan, x: list[jax.Array]) -> jax.Array:
     """Whether a tile may hold a survivor, however its products are rounded.
 
-    A dead tile stays dead in every kernel, also where products run in another order: the margin
-    bounds the rounding error of a float32 product of unit vectors.
+    A dead tile stays dead in every kernel, also where products run in another order. A tile with
+    NaN is live: the comparison is False for it.
     """
-    return jnp.max(jnp.maximum(x[0], x[1])) > -(plan.D * 2.0**-22)
+    # Entry by entry: the maximum over a tile drops NaN on CPUs.
+    is_dead = jnp.maximum(x[0], x[1]) <= -rounding_margin(plan.D)
+    return jnp.max(jnp.where(is_dead, 0.0, 1.0)) > 0
 
 
 def pack(live: jax.Array) -> jax.Array:

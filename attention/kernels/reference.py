@@ -44,7 +44,7 @@ def maps(
     )[None, :, None]
     excess = s - tau.astype(dtype)[None, ..., None]
     # The mask comes after the rectifier: a masked key must be 0 whatever the sign of tau.
-    return power(jnp.where(mask & (excess > 0), excess, 0), spec.p)
+    return power(jnp.where(mask & ~(excess <= 0), excess, 0), spec.p)
 
 
 def tda(

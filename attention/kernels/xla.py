@@ -152,10 +152,11 @@ class _Tiles:
         return jnp.where(self.mask(i, j)[None], jnp.maximum(e, 0), 0)
 
     def when_live(self, e: jax.Array, function: Any, carry: Any) -> Any:
-        """function(carry), or carry where no entry of the tile survives."""
+        """Returns function(carry), or carry where no entry of the tile survives or is NaN."""
         if not self.spec.skip:
             return function(carry)
-        return lax.cond(jnp.max(e) > 0, function, lambda kept: kept, carry)
+        # Not a maximum over the tile: on CPUs it drops NaN.
+        return lax.cond(jnp.all(e <= 0), lambda kept: kept, function, carry)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(7, 8))

@@ -19,12 +19,18 @@ from attention.kernels import Spec, hopper, mosaic, pallas_gpu
 from attention.tda import tda_attention
 from tests.attention import hopper as emulation
 from tests.attention.hopper import Case
+from tests.tiers import deep_unless
 
 LOWERED: dict[str, dict[str, Any]] = {
     "d64_causal": dict(D=64, Dv=64),
     "d128_causal": dict(D=128, Dv=128),
     "d128_full_ragged": dict(D=128, Dv=64, T=1000, causal=False),
     "d64_segments_offset": dict(D=64, Dv=128, T=100, packed=True, q_offset=7, p=3),
+    "d128_segments": dict(D=128, Dv=128, packed=True),
+    "one_row": dict(D=64, Dv=64, T=1, S=64),
+    "rows_before_all_keys": dict(D=64, Dv=64, T=100, S=100, B=2, q_offset=-200),
+    "float16_p1": dict(D=64, Dv=64, T=200, S=200, dtype=jnp.float16, p=1),
+    "mqa_full_segments": dict(D=64, Dv=64, T=200, S=300, K=1, causal=False, packed=True),
 }
 
 
@@ -42,19 +48,31 @@ def function(grad: bool, packed: bool, **options: Any) -> Any:
     return jax.grad(lambda *a: jnp.sum(run(*a).astype(jnp.float32)), argnums=tuple(range(5)))
 
 
-def structs(D: int, Dv: int, T: int, packed: bool, S: int = 4096, dtype: Any = jnp.bfloat16) -> Any:
+def structs(
+    D: int,
+    Dv: int,
+    T: int,
+    packed: bool,
+    S: int = 4096,
+    dtype: Any = jnp.bfloat16,
+    B: int = 1,
+    K: int = 2,
+) -> Any:
     struct = jax.ShapeDtypeStruct
-    x = [struct((2, 1, T, 8, D), dtype), struct((2, 1, S, 2, D), dtype)]
-    x += [struct((1, S, 2, Dv), dtype), struct((8,), jnp.float32), struct((8,), jnp.float32)]
-    return x + [struct((1, n), jnp.int32) for n in (T, S)] * packed
+    x = [struct((2, B, T, 8, D), dtype), struct((2, B, S, K, D), dtype)]
+    x += [struct((B, S, K, Dv), dtype), struct((8,), jnp.float32), struct((8,), jnp.float32)]
+    return x + [struct((B, n), jnp.int32) for n in (T, S)] * packed
 
 
-@pytest.mark.parametrize("name", LOWERED)
+@pytest.mark.parametrize(
+    "name", deep_unless(lambda name: name not in ("one_row", "rows_before_all_keys"), LOWERED)
+)
 def test_lowers_for_cuda(name: str) -> None:
-    """Forward and both backward kernels, in four query heads per key head."""
+    """Forward and both backward kernels, in four or eight query heads per key head."""
     case = dict(LOWERED[name])
     packed = case.pop("packed", False)
-    arguments = structs(case.pop("D"), case.pop("Dv"), case.pop("T", 4096), packed)
+    sizes = {size: case.pop(size) for size in ("S", "B", "K", "dtype") if size in case}
+    arguments = structs(case.pop("D"), case.pop("Dv"), case.pop("T", 4096), packed, **sizes)
     call = function(True, packed, implementation="pallas_gpu", **case)
     text = jax.jit(call).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("@mosaic_gpu_v2") == 3

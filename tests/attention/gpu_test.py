@@ -63,6 +63,26 @@ def test_flags_are_those_of_live_tiles() -> None:
         np.testing.assert_array_equal(found[name], every[name], err_msg=name)
 
 
+def test_scores_within_rounding_of_tau_are_live() -> None:
+    """p = 1, whose slope jumps: no tile is dead that another order of additions may find alive."""
+    case = Case("ulp", T=64, S=64, H=1, p=1)
+    x = emulation.problem(case)
+    s = np.stack([emulation.dot(x.q[t, 0, :, 0], x.k[t, 0, :, 0].T) for t in range(2)])
+    largest = np.where(np.tri(64, dtype=bool), s, -1).max((0, 2))
+    assert 0.5 < largest.min() and largest.max() < 1.1
+    spec = Spec(case.causal, case.p)
+    ulp = np.spacing(largest)
+    for added, is_live in ((-ulp, True), (ulp, True), (8 * ulp, True), (1e-3, False)):
+        near = x._replace(tau=jnp.asarray(largest + added)[None, None])
+        found = emulation.emulate(case, near, spec)
+        assert found["live"][0, 0, 0, 0] == is_live
+        if np.all(added > ulp):
+            assert not found["o"].any()  # no survivor in this order of additions
+        every = emulation.emulate(case, near, spec._replace(skip=False))
+        for name in ("o", *emulation.NAMES):
+            np.testing.assert_array_equal(found[name], every[name], err_msg=name)
+
+
 def test_lists_of_live_tiles() -> None:
     live = np.random.default_rng(0).random((2, 3, 5, 7)) < 0.3
     live[0, 0, 0], live[0, 0, 1] = False, True

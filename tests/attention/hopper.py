@@ -122,21 +122,22 @@ def dot(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def masked(
-    e: jax.Array, first: jax.Array, first_key: jax.Array, axis: int, ids: Any, offset: int | None
+    x: jax.Array, first: jax.Array, first_key: jax.Array, axis: int, ids: Any, offset: int | None
 ) -> jax.Array:
     """The mask of a tile whose query rows lie along `axis`, always applied."""
-    iota = lambda along, start: start + jax.lax.broadcasted_iota(jnp.int32, e.shape, along)
-    spread = lambda y, along: jax.lax.broadcast_in_dim(y, e.shape, [along])
+    iota = lambda along, start: start + jax.lax.broadcasted_iota(jnp.int32, x.shape, along)
+    spread = lambda y, along: jax.lax.broadcast_in_dim(y, x.shape, [along])
     pair = (None, None) if ids is None else (spread(ids[0], axis), spread(ids[1], 1 - axis))
-    return hopper.mask_tile(e, iota(axis, first), iota(1 - axis, first_key), *pair, offset)
+    return hopper.mask_tile(x, iota(axis, first), iota(1 - axis, first_key), *pair, offset)
 
 
 @partial(jax.jit, static_argnames=("spec", "offset"))
 def forward_tile(q, k, v, tau, lam, ids, first, first_key, acc, *, spec: Spec, offset: int | None):
-    es = [hopper.excess(dot(q[t], k[t].T), tau[:, None]) for t in range(2)]
-    es = [masked(e, first, first_key, 0, ids, offset) for e in es]
+    xs = [dot(q[t], k[t].T) - tau[:, None] for t in range(2)]
+    xs = [masked(x, first, first_key, 0, ids, offset) for x in xs]
+    es = [hopper.rectify(x) for x in xs]
     a = hopper.weights(es[0], 1.0, spec.p) + hopper.weights(es[1], -lam, spec.p)
-    live = jnp.max(jnp.maximum(*es)) > 0
+    live = jnp.max(hopper.may_survive(jnp.maximum(*xs), q.shape[-1])) > 0
     added = acc + dot(a.astype(v.dtype), v)
     return jnp.where(live, added, acc) if spec.skip else added, live
 
@@ -146,8 +147,8 @@ def dq_tile(q, k, v, tau, lam, g, ids, first, first_key, sums, *, spec: Spec, of
     *dqs, dtau, dlam = sums
     dp = dot(g, v.T)
     for t, coefficient in enumerate((1.0, -lam)):
-        e = hopper.excess(dot(q[t], k[t].T), tau[:, None])
-        e = masked(e, first, first_key, 0, ids, offset)
+        x = dot(q[t], k[t].T) - tau[:, None]
+        e = hopper.rectify(masked(x, first, first_key, 0, ids, offset))
         ds = hopper.score_gradients(dp, e, coefficient, spec.p)
         dtau = dtau - jnp.sum(ds, axis=1)
         dqs[t] = dqs[t] + dot(ds.astype(q.dtype), k[t])
@@ -161,8 +162,8 @@ def dkv_tile(q, k, v, tau, c, g, ids, first, first_key, sums, *, spec: Spec, off
     """One view: what warpgroup t does with coefficient c."""
     dk, dv = sums
     dp = dot(v, g.T)
-    e = hopper.excess(dot(k, q.T), tau[None])
-    e = masked(e, first, first_key, 1, ids, offset)
+    x = dot(k, q.T) - tau[None]
+    e = hopper.rectify(masked(x, first, first_key, 1, ids, offset))
     dv = dv + dot(hopper.weights(e, c, spec.p).astype(q.dtype), g)
     return dk + dot(hopper.score_gradients(dp, e, c, spec.p).astype(q.dtype), q), dv
 
