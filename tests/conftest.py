@@ -53,9 +53,15 @@ def pytest_sessionstart() -> None:
     jitter.install()
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Every test has one tier."""
+    if item.get_closest_marker("slow") and item.get_closest_marker("deep"):
+        raise pytest.UsageError(f"{item.nodeid} is marked slow and deep: choose one")
+
+
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Tests marked `users_compiler`, whose figures hang on the last bit or which run for longer
-    than they compile, get their own process."""
+    """Tests marked `users_compiler`, which run for longer than they compile, get their own
+    process."""
     if not pyfuncitem.get_closest_marker("users_compiler"):
         return None
     if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "0":

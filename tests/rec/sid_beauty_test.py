@@ -21,7 +21,7 @@ from rec.sid.config import SIDConfig
 from tests import ROOT, compiling, jitter
 from tests.jitter import jittered
 
-pytestmark = [pytest.mark.data, pytest.mark.deep, pytest.mark.trains]
+pytestmark = [pytest.mark.data, pytest.mark.trains]
 
 ITEMS = 12101
 # Distortions per level of scikit-learn's full KMeans (k-means++, one start, up to 100 iterations,
@@ -84,6 +84,7 @@ def distortions(x: np.ndarray, centroids: list[np.ndarray], codes: np.ndarray) -
     return found
 
 
+@pytest.mark.deep
 def test_residual_k_means_reaches_the_golden_figures(data_root: Path, fitted: Fitted) -> None:
     cfg, params, codes = fitted
     x = features(data_root)
@@ -104,6 +105,7 @@ def test_residual_k_means_reaches_the_golden_figures(data_root: Path, fitted: Fi
     assert table.unique(sids) and len(table.sha256(sids, cfg.sizes)) == 64
 
 
+@pytest.mark.deep
 def test_residual_k_means_is_as_good_as_scikit_learn(data_root: Path, fitted: Fitted) -> None:
     _, params, codes = fitted
     x = features(data_root)
@@ -130,6 +132,7 @@ def test_residual_k_means_is_as_good_as_scikit_learn(data_root: Path, fitted: Fi
     )
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("how", ["ecm", "rrs"])
 def test_psid_is_nearly_as_close_as_the_nearest_codes(
     data_root: Path, fitted: Fitted, how: str
@@ -145,6 +148,7 @@ def test_psid_is_nearly_as_close_as_the_nearest_codes(
     jitter.at_least("items with their nearest codes", (found.sids == codes).all(1).mean(), 0.8)
 
 
+@pytest.mark.deep
 def test_the_catalogue_is_a_trie(fitted: Fitted) -> None:
     _, _, codes = fitted
     sids = conflict.add_digit(codes, 256)
