@@ -173,6 +173,15 @@ def _failing(manager: ocp.CheckpointManager) -> Iterator[None]:
         raise UserError(f"checkpoint in {manager.directory} was not saved: {error}") from error
 
 
+@contextmanager
+def _restoring(directory: Path) -> Iterator[None]:
+    """Names the folder of whatever goes wrong while its files are read."""
+    try:
+        yield
+    except Exception as error:  # TensorStore raises it bare
+        raise UserError(f"checkpoint {directory} is damaged: {error}") from error
+
+
 def _json_digest(value: Any) -> int:
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
@@ -281,11 +290,9 @@ def restore(manager: ocp.CheckpointManager, step: int, abstract: Tree) -> Tree:
     lines = differences(_stored_tree(directory), abstract)
     if lines:
         raise UserError(f"checkpoint {directory} does not fit this run:\n  " + "\n  ".join(lines))
-    try:
+    with _restoring(directory):
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         state = manager.restore(step, args=args)["state"]
-    except Exception as error:  # TensorStore raises it bare
-        raise UserError(f"checkpoint {directory} is damaged: {error}") from error
     _verify(directory.parent, "state", digest.of_arrays(leaf_paths(state)))
     return state
 
@@ -303,10 +310,8 @@ def _arrays(directory: Path) -> Tree:
         lambda leaf: np.zeros(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else 0,
         _stored_tree(directory),
     )
-    try:
+    with _restoring(directory):
         return ocp.StandardCheckpointer().restore(directory.resolve(), template)
-    except Exception as error:  # TensorStore raises it bare
-        raise UserError(f"checkpoint {directory} is damaged: {error}") from error
 
 
 def read_params(workdir: Path, step: int) -> Tree:
@@ -317,7 +322,7 @@ def read_params(workdir: Path, step: int) -> Tree:
         raise UserError(f"checkpoint {directory} holds no params")
     as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
     wanted = {"params": stored["params"]}
-    try:
+    with _restoring(directory):
         tree = ocp.PyTreeCheckpointer().restore(
             directory.resolve(),
             args=ocp.args.PyTreeRestore(
@@ -326,8 +331,6 @@ def read_params(workdir: Path, step: int) -> Tree:
                 partial_restore=True,
             ),
         )
-    except DAMAGE as error:
-        raise UserError(f"checkpoint {directory} is damaged: {error}") from error
     _verify(directory.parent, "state", digest.of_arrays(leaf_paths(tree)), "params/")
     return tree["params"]
 
@@ -337,19 +340,25 @@ def steps(workdir: Path) -> list[int]:
     folder = Path(workdir) / FOLDER
     if not folder.is_dir():
         return []
-    numbered = [p for p in folder.iterdir() if p.name.isascii() and p.name.isdigit()]
-    return sorted(int(p.name) for p in numbered if not p.is_dir() or any(p.iterdir()))
+    return sorted(int(path.name) for path in _step_paths(folder) if not _is_empty(path))
+
+
+def _step_paths(folder: Path) -> list[Path]:
+    """What is named by a number, in the order of the names."""
+    return sorted(p for p in folder.iterdir() if p.name.isascii() and p.name.isdigit())
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def warn_of_empty_steps(workdir: Path) -> None:
     """Says which folders of steps are empty: an interrupted copy, or a file system that lost
     them."""
     folder = Path(workdir) / FOLDER
-    saved = steps(workdir)
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.is_dir() and path.name.isascii() and path.name.isdigit():
-            if int(path.name) not in saved:
-                print(f"warning: {path} is empty: skipped", file=sys.stderr)
+    for path in _step_paths(folder) if folder.is_dir() else ():
+        if _is_empty(path):
+            print(f"warning: {path} is empty: skipped", file=sys.stderr)
 
 
 def read_json(workdir: Path, step: int) -> dict[str, Any]:

@@ -11,10 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.runner import checkpoint, serving, settings
+from experiments.runner import checkpoint, data, serving, settings
 from experiments.runner.errors import UserError
-
-CHUNK = 1 << 20  # bytes
 
 
 def digests(values: Mapping[str, Any], stored: Mapping[str, str] = {}) -> dict[str, str]:
@@ -26,37 +24,29 @@ def digests(values: Mapping[str, Any], stored: Mapping[str, str] = {}) -> dict[s
     Raises:
         UserError: a path leads nowhere and nothing is on record.
     """
-    found = {}
+    digest_of: dict[str, str] = {}
     for key, path in settings.paths(values).items():
         parts = [Path(part.strip()) for part in path.split(",")]
         if key in stored and not all(part.exists() for part in parts):
-            found[key] = stored[key]
+            digest_of[key] = stored[key]
         else:
-            found[key] = _short("".join(_digest(part) for part in parts).encode())
-    return found
+            digest_of[key] = _short("".join(_digest(part) for part in parts).encode())
+    return digest_of
 
 
 def _digest(path: Path) -> str:
     """Of a run its tested checkpoint, by the checksums saved with it; of a file its bytes."""
     if path.is_file():
-        return _of_file(path)
+        return data.digest(path, zipped=False)
     if (path / checkpoint.FOLDER).is_dir() or not path.is_dir():
         step, _ = serving.step_to_serve(path)
         return _short(json.dumps(checkpoint.checksums(path, step), sort_keys=True).encode())
-    names = sorted(p for p in path.rglob("*") if p.is_file())
-    if not names:
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    if not files:
         raise UserError(f"{path} is empty: neither a run nor a folder of weights")
-    listing = [[p.relative_to(path).as_posix(), _of_file(p)] for p in names]
+    listing = [[p.relative_to(path).as_posix(), data.digest(p, zipped=False)] for p in files]
     return _short(json.dumps(listing).encode())
 
 
-def _of_file(path: Path) -> str:
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            sha.update(chunk)
-    return sha.hexdigest()
-
-
-def _short(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
+def _short(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:16]

@@ -189,6 +189,12 @@ def _stop_requested(session: Session, step: int) -> bool:
     return bool(session.signals)
 
 
+def _stop_alone(session: Session) -> bool:
+    """Whether to stop outside the steps: of several processes one may not end without the others,
+    which agree at the next step."""
+    return bool(session.signals) and jax.process_count() == 1
+
+
 def _stop(session: Session, when: str) -> NoReturn:
     """Ends a run that was asked to stop, once what it began to save is on the disk."""
     checkpoint.wait(session.manager)
@@ -317,10 +323,10 @@ def _train(
     overwrite: bool,
     profile: bool,
 ) -> dict[str, Any]:
-    on_record = folder.content_on_record(workdir)
+    on_record = {} if overwrite else folder.content_on_record(workdir)
     if on_record is not None:  # a run that kept none, before there were any, goes on without
-        found = content.digests(values, on_record)
-        values |= {settings.CONTENT: found} if found else {}
+        digests = content.digests(values, on_record)
+        values |= {settings.CONTENT: digests} if digests else {}
     resume = folder.claim(workdir, values, overwrite)
     saved = checkpoint.steps(workdir) if resume else []
     if resume:
@@ -382,7 +388,7 @@ def _fresh_state(session: Session, donor: Mapping[str, Any]) -> State:
     with session.timer.of("compile"):
         state = initial_state(session.asm, donor)
         jax.block_until_ready(state)
-    if session.signals:
+    if _stop_alone(session):
         session.save(0, state)
         _stop(session, "before the first step")
     session.evaluate_due(0, state)
@@ -410,7 +416,7 @@ def _finish(session: Session, state: State) -> dict[str, Any]:
     if best != config.train.steps:
         state = checkpoint.restore(session.manager, best, asm.abstract)
     for split in asm.experiment.splits:
-        if session.signals and jax.process_count() == 1:
+        if _stop_alone(session):
             _stop(session, "in the final test")
         session.evaluate(best, state, split)
     session.writer.flush()

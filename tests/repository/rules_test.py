@@ -184,7 +184,7 @@ def test_every_file_is_short_and_licensed() -> None:
 
 
 # Where `except Exception` stands, and how often: what a library raises bare is raised again, named.
-MAY_CATCH_ALL = {"experiments/runner/checkpoint.py": 2}
+MAY_CATCH_ALL = {"experiments/runner/checkpoint.py": 1}
 
 
 def test_nothing_swallows_errors_and_nothing_unpickles() -> None:

@@ -200,6 +200,17 @@ def test_a_donor_may_move_but_not_change(donors: tuple[Path, Path], tmp_path: Pa
     assert reopen.check(workdir) == []
 
 
+def test_a_damaged_config_may_be_overwritten(
+    donors: tuple[Path, Path], trained: Path, tmp_path: Path
+) -> None:
+    """And the run that replaces it records what it started from."""
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    (workdir / "config.json").write_text("{")
+    loop.train(toy.tiny(**SHORT, init_from=str(donors[0])), workdir, overwrite=True)
+    assert json.loads((workdir / "config.json").read_text())["content"].keys() == {"init_from"}
+
+
 def test_another_donor_is_another_config(donors: tuple[Path, Path]) -> None:
     """The hash tells donors apart by content; without a donor it is what it always was."""
     hashes = set()

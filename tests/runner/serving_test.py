@@ -54,6 +54,19 @@ def test_parameters_are_read_alone(selected: Path) -> None:
         np.testing.assert_array_equal(params[name], leaf)
 
 
+def test_a_bare_exception_of_a_reader_is_named(
+    selected: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorStore raises no better one."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise Exception("from below")
+
+    monkeypatch.setattr("orbax.checkpoint.PyTreeCheckpointer.restore", fail)
+    with pytest.raises(UserError, match=r"checkpoints/10/state is damaged: from below"):
+        checkpoint.read_params(selected, 10)
+
+
 def test_results_of_an_older_version_and_none_at_all(selected: Path, tmp_path: Path) -> None:
     """Without the key "tested" the claim says it; without results.json the last one is taken."""
     workdir = tmp_path / "run"
