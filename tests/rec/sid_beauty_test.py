@@ -93,8 +93,8 @@ def test_residual_k_means_reaches_the_golden_figures(data_root: Path, fitted: Fi
     figures = report.report(codes, (256,) * 3, x, decoded)
     print({name: round(value, 4) for name, value in figures.items()})
     # Golden figures, of this very seed. Last bits move it little: 10,459 to 10,516 distinct over
-    # ten draws (experiments/results/jitter.json). Another seed moves it more: 10,455 +- 99 over six, least
-    # 10,262, with groups of 11 to 18.
+    # ten draws (experiments/results/jitter.json). Another seed moves it more: 10,455 +- 99 over
+    # six, least 10,262, with groups of 11 to 18.
     jitter.at_least("distinct", figures["distinct"], 10_300)
     jitter.at_least("usage", [figures[f"usage/level{level}"] for level in (1, 2, 3)], 0.98)
     jitter.at_most("largest group", figures["largest_group"], 20)
