@@ -5,6 +5,11 @@ A module `experiments/systems/<name>.py` offers `make(config, artifacts) -> Expe
 something has to exist before training (task tables, semantic IDs, a tokenizer), also
 `prepare(config) -> artifacts`: nested dicts of NumPy arrays and JSON values, made once on a fresh
 start, saved with every checkpoint and read back by resume, eval, check and actions.
+
+The config module `experiments/configs/<name>.py` offers `get_config`, `GROUPS` and `VARIANTS`
+(settings.py), `ABOUT` and `HEADLINE` (about.py), and where there are published numbers `PAPER`. A
+system may also offer `compare(folders) -> {title: Rows or Picture}` for --mode=report of several
+of its run folders.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import PartitionSpec
+
+from experiments.runner.queries import Answer, Query
 
 State = dict[str, Any]
 Batch = Mapping[str, np.ndarray]
@@ -24,7 +31,17 @@ class Rows(NamedTuple):
 
     head: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
-    note: str = ""
+    caption: str
+    """What the table shows, in a sentence; not empty."""
+
+
+class Picture(NamedTuple):
+    """A picture for the report."""
+
+    data: bytes
+    """PNG or GIF."""
+    caption: str
+    """What it shows and how to read it, in a sentence; not empty."""
 
 
 class Experiment(NamedTuple):
@@ -54,10 +71,12 @@ class Experiment(NamedTuple):
     """Steps that are always evaluated, saved and kept."""
     summary: Callable[[Records], dict[str, Any]] | None = None
     """Records of all evaluations on `splits` -> metrics derived from several of them."""
-    figures: Callable[[Records, State], Mapping[str, bytes | Rows]] | None = None
-    """(all records, last state) -> {title: PNG or GIF bytes, or a table} for the report."""
+    figures: Callable[[Records, State], Mapping[str, Picture | Rows]] | None = None
+    """(all records, last state) -> {title: a picture or a table} for the report."""
     must_be_finite: tuple[str, ...] = ("loss", "grad_norm", "reward", "kl")
     """Endings of the training metrics that stop a run, with a saved state, where one is not
     finite."""
-    actions: Mapping[str, Callable[[State, str], str]] = {}
-    """{name: (state, query) -> answer}, served by --mode=<name> --query=TEXT|@FILE."""
+    actions: Mapping[str, Callable[[State, Query], Answer]] = {}
+    """{name: (state, query) -> answer}, served by --mode=<name> --query=TEXT|@FILE|all [--top=K]
+    [--out=FILE|DIR]. An answer is text, tables one after the other, or named bytes; the runner
+    alone writes files. The config module's ABOUT says what each answers."""
