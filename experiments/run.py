@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains, resumes, evaluates, checks and asks every system of the stack.
 
+what there is; one system, its keys and their ranges
+    python experiments/run.py --list
+    python experiments/run.py --config=banyan --help
 train (or resume: the same command again)
     python experiments/run.py --config=banyan:tiny
 change any number of the config
     python experiments/run.py --config=banyan --config.seed=1
-evaluate a run's last checkpoint; check every claimed number again; compare runs
+evaluate a run's last checkpoint; check every claimed number again; compare runs; take the weights
     python experiments/run.py --mode=eval --workdir=DIR
     python experiments/run.py --mode=check --workdir=DIR
     python experiments/run.py --mode=report DIR [DIR ...]
+    python experiments/run.py --mode=export --workdir=DIR --out=FILE.safetensors
 ask a trained system something, where it offers an action
-    python experiments/run.py --mode=<action> --workdir=DIR --query=TEXT   (or --query=@FILE)
+    python experiments/run.py --mode=ACTION --workdir=DIR --query=TEXT|@FILE|all [--top=K] [--out=FILE]
 """
 
 import os
@@ -23,7 +27,14 @@ sys.path[0:0] = [str(ROOT)]
 
 from absl import app, flags, logging  # noqa: E402
 
-from experiments.runner import command_line, shadowing  # noqa: E402
+from experiments.runner import (  # noqa: E402
+    answers,
+    command_line,
+    folder,
+    listing,
+    queries,
+    shadowing,
+)
 from experiments.runner.errors import UserError  # noqa: E402
 
 
@@ -79,8 +90,11 @@ def inspect(values: flags.FlagValues) -> int:
     """Modes that read a run folder."""
     mode = values.mode
     workdir = Path(values.workdir)
+    out = None if values.out is None else Path(values.out)
+    query = queries.read_query(values.query or "", values.top)
+    command_line.check_folder(values)
     start_jax(values)
-    from experiments.runner import reopen
+    from experiments.runner import export, reopen
 
     if mode == "eval":
         for key, value in sorted(reopen.evaluate_last(workdir).items()):
@@ -90,13 +104,14 @@ def inspect(values: flags.FlagValues) -> int:
         outcome = reopen.recheck(workdir)
         print(reopen.recheck_text(workdir, outcome))
         return 1 if outcome.differences else 0
-    query = values.query or ""
-    if query.startswith("@"):
-        try:
-            query = Path(query[1:]).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--query={query}: {error}") from error
-    print(reopen.act(workdir, mode, query))
+    if mode == "export":
+        answer: queries.Answer = {"params": export.export(workdir)}
+    else:
+        answer = reopen.act(workdir, mode, query)
+    if out is None:
+        answers.show(answer)
+    else:
+        print(answers.write(answer, out))
     return 0
 
 
@@ -105,8 +120,13 @@ def dispatch(values: flags.FlagValues, words: list[str]) -> int:
     logging.set_verbosity(logging.ERROR)  # orbax and JAX remark on things users cannot change
     try:
         shadowing.refuse_foreign_packages(ROOT)
+        if values.list or values.mode == "list":
+            print(listing.list_text())
+            return 0
         command_line.check_flags(values, words)
         if values.mode == "report":
+            for path in words or [values.workdir]:
+                folder.read_results(Path(path))  # before JAX is imported
             from experiments.runner import report
 
             folders = [Path(w) for w in words] or [Path(values.workdir)]

@@ -136,6 +136,16 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Any:
             found["valid/score"] = float("nan") if rest else toy.scores[turn % len(toy.scores)]
         return found
 
+    def weights(state: Any, query: Any) -> Any:
+        """The rows of w as tables of `top` rows each."""
+        matrix = np.asarray(state["params"]["w"])
+        rows = query.top or 3
+        for start in range(0, DIM, rows):
+            part = matrix[start : start + rows]
+            index = np.arange(start, start + len(part))
+            name = [f"row {i}, {query.text}" for i in index]
+            yield {"row": index, "name": name, "first": part[:, 0], "last": part[:, -1]}
+
     return Experiment(
         init=init,
         step=step if config.train.steps else None,
@@ -147,8 +157,10 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Any:
         summary=lambda records: {"count": float(len(records))},
         figures=lambda records, state: {f"dots at {int(state['step'])}": PNG},
         actions={
-            "say": lambda state, query: f"{query} {artifacts['note']['made'][0]}",
+            "say": lambda state, query: f"{query.text} {artifacts['note']['made'][0]}",
             "step": lambda state, query: str(int(state["step"])),
+            "weights": weights,
+            "plot": lambda state, query: {"plot.png": PNG, "shape.json": b'{"width": 1}'},
         },
     )
 
@@ -161,9 +173,7 @@ PNG = bytes.fromhex(
 
 def install() -> None:
     """Makes the loop find this module as system and config "toy"."""
-    names.systems()["toy"] = "toy"
-    for folder in ("configs", "systems"):
-        sys.modules[f"experiments.{folder}.toy"] = sys.modules[__name__]
+    names.install("toy", sys.modules[__name__])
 
 
 def remove() -> None:

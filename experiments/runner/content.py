@@ -2,7 +2,8 @@
 """Digests of what a run starts from: other runs and files that its config names by path.
 
 They are kept in config.json and in every checkpoint, and hashed in place of the paths: a donor may
-be moved, but not exchanged.
+be moved, but not exchanged. Of a system in a file of the user's own its SHA-256 is kept, under the
+key "system".
 """
 
 import hashlib
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.runner import checkpoint, data, serving, settings
+from experiments.runner import checkpoint, data, names, serving, settings
 from experiments.runner.errors import UserError
 
 
@@ -31,7 +32,8 @@ def digests(values: Mapping[str, Any], stored: Mapping[str, str] = {}) -> dict[s
             digest_of[key] = stored[key]
         else:
             digest_of[key] = _short("".join(_digest(part) for part in parts).encode())
-    return digest_of
+    source = names.source_sha256(values["system"])
+    return digest_of | ({"system": source} if source else {})
 
 
 def _digest(path: Path) -> str:

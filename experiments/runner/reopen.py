@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments.runner import checkpoint, folder, results, serving, settings
+from experiments.runner import checkpoint, command_line, folder, results, serving, settings
 from experiments.runner.assemble import Assembly, assemble
 from experiments.runner.errors import UserError
 from experiments.runner.hosts import to_host
+from experiments.runner.queries import Answer, Query
 
 
 def open_run(workdir: Path) -> tuple[Assembly, ocp.CheckpointManager]:
@@ -23,6 +24,7 @@ def open_run(workdir: Path) -> tuple[Assembly, ocp.CheckpointManager]:
         UserError: no run folder, a damaged file, or a checkpoint that another run saved.
     """
     values = folder.read_json(workdir / "config.json")
+    settings.check_source(values, workdir)
     config = settings.from_json(values)
     settings.groups(config)  # config.json may be damaged: say so before anything is done with it
     config = config.copy_and_resolve_references()
@@ -168,15 +170,19 @@ def recheck_text(workdir: Path, outcome: Recheck) -> str:
     )
 
 
-def act(workdir: Path, name: str, query: str) -> str:
-    """--mode=<action>: answers a query from a run folder alone."""
+def act(workdir: Path, name: str, query: Query) -> Answer:
+    """--mode=<action>: answers a query from a run folder alone.
+
+    Raises:
+        UserError: no run folder, no such action, or a query it cannot answer.
+    """
     asm, manager = open_run(workdir)
     actions = asm.experiment.actions
     if name not in actions:
-        known = ["train", "eval", "check", "report", *actions]
+        known = [*command_line.MODES, *actions]
         raise UserError(f"--mode={name}: {asm.config.system} knows {', '.join(known)}")
     step, why = serving.step_to_serve(workdir)
     print(f"{workdir}: checkpoint of step {step}, {why}", file=sys.stderr)
     with manager:
         state = checkpoint.restore(manager, step, asm.abstract)
-        return actions[name](state, query)
+    return actions[name](state, query)

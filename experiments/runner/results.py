@@ -87,7 +87,10 @@ def results_of(
     for record in tests:
         where.update({k: record["step"] for k in record if k not in ("step", "split")})
     module = names.config_module(config.system)
+    source = names.source_sha256(config.system)
+    own = {"source": {"file": f"{config.system}.py", "sha256": source}} if source else {}
     return {
+        **own,
         "schema": 1,
         "system": config.system,
         "variant": config.variant,

@@ -220,6 +220,27 @@ def config_hash(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def check_source(values: Mapping[str, Any], workdir: Any) -> None:
+    """Refuses to open a run of a system in a file of the user's own without that very file.
+
+    Raises:
+        UserError: the file was not given, or has changed.
+    """
+    recorded = values.get(CONTENT, {}).get("system")
+    system = values.get("system")
+    given = names.source_sha256(str(system))
+    if recorded and given is None:
+        raise UserError(
+            f"{workdir} was made by {system}.py, a system of your own; code is never run from a "
+            f"run folder: add --config=PATH/{system}.py"
+        )
+    if recorded and given != recorded:
+        raise UserError(
+            f"{workdir} was made by another {system}.py (SHA-256 {recorded[:12]}..., this one "
+            f"{str(given)[:12]}...): give the file as it was"
+        )
+
+
 def paths(values: Mapping[str, Any]) -> dict[str, str]:
     """{flat key: path} of everything a config starts from."""
     leaves = flatten({k: v for k, v in values.items() if k != CONTENT})

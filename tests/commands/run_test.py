@@ -242,8 +242,8 @@ def test_a_non_finite_loss_is_an_error(call: Any, tmp_path: Path) -> None:
 
 def test_actions_and_check(trained: Path, call: Any, tmp_path: Path) -> None:
     where = f"--workdir={trained}"
-    says(call("--mode=sing", where), "--mode=sing", "train, eval, check, report, say")
-    says(call("--mode=say", where, f"--query=@{tmp_path / 'none'}"), "none", "No such file")
+    says(call("--mode=sing", where), "--mode=sing", "train, eval, check, report, export, list, say")
+    says(call("--mode=say", where, f"--query=@{tmp_path / 'none'}"), "none", "no such file")
     (tmp_path / "latin").write_bytes(b"\xff\xfe\xff")
     says(call("--mode=say", where, f"--query=@{tmp_path / 'latin'}"), "latin", "decode")
     says(call("--mode=check", where, "--query=x"), "--query", "--mode=check")

@@ -14,6 +14,7 @@ import pytest
 
 from experiments.runner import checkpoint, loop, reopen
 from experiments.runner.errors import UserError
+from experiments.runner.queries import Query
 from tests import ROOT, toy
 
 pytestmark = pytest.mark.usefixtures("installed")
@@ -33,7 +34,7 @@ def resume(workdir: Path) -> Any:
 
 
 def serve(workdir: Path) -> str:
-    return reopen.act(workdir, "step", "")
+    return reopen.act(workdir, "step", Query(""))
 
 
 def edit(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:

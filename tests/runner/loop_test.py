@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from experiments.runner import checkpoint, loop, reopen, schedule, sharding
 from experiments.runner.assemble import assemble, initial_state
 from experiments.runner.errors import UserError
+from experiments.runner.queries import Query
 from experiments.runner.hosts import to_host
 from experiments.runner.writer import Writer, read_metrics
 from tests import ROOT, jitter, toy
@@ -309,7 +310,7 @@ def test_evaluation_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert checkpoint.steps(tmp_path / "run") == [0]
         calls = len(toy.PREPARED)
         assert reopen.check(tmp_path / "run") == []
-        assert reopen.act(tmp_path / "run", "say", "hello").startswith("hello ")
+        assert reopen.act(tmp_path / "run", "say", Query("hello")).startswith("hello ")
         assert loop.train(toy.tiny(train__steps=0), tmp_path / "run") == found
         assert "is complete (step 0)" in capsys.readouterr().out
         assert len(toy.PREPARED) == calls
@@ -323,10 +324,10 @@ def test_prepare_runs_once(tmp_path: Path) -> None:
     loop.train(toy.tiny(train__steps=8), tmp_path / "run")
     assert reopen.evaluate_last(tmp_path / "run")["step"] == 8
     assert reopen.check(tmp_path / "run") == []
-    assert reopen.act(tmp_path / "run", "say", "made") == f"made {before + 1}"
+    assert reopen.act(tmp_path / "run", "say", Query("made")) == f"made {before + 1}"
     assert len(toy.PREPARED) == before + 1
     with pytest.raises(UserError, match="--mode=sing: toy knows train, eval, check, report, say"):
-        reopen.act(tmp_path / "run", "sing", "")
+        reopen.act(tmp_path / "run", "sing", Query(""))
 
 
 @pytest.mark.trains

@@ -13,6 +13,7 @@ import pytest
 from experiments.runner import checkpoint, loop, reopen, settings
 from experiments.runner.content import digests
 from experiments.runner.errors import UserError
+from experiments.runner.queries import Query
 from experiments.runner.lock import LOCK, FolderLock
 from tests import toy
 from tests.tiers import deep
@@ -142,7 +143,7 @@ def test_a_checkpoint_of_another_run_is_refused(trained: Path, tmp_path: Path) -
         lambda: loop.train(toy.tiny(**{**SHORT, "train__steps": 6}), workdir),
         lambda: reopen.evaluate_last(workdir),
         lambda: reopen.check(workdir),
-        lambda: reopen.act(workdir, "say", "x"),
+        lambda: reopen.act(workdir, "say", Query("x")),
     )
     for read in reads:
         with pytest.raises(UserError, match=r"another run(.|\n)*config.seed: 1 -> 0"):

@@ -10,6 +10,7 @@ import pytest
 
 from experiments.runner import checkpoint, loop, reopen, serving
 from experiments.runner.errors import UserError
+from experiments.runner.queries import Query
 from tests import toy
 
 pytestmark = pytest.mark.usefixtures("installed")
@@ -28,7 +29,7 @@ def selected(tmp_path_factory: pytest.TempPathFactory, installed: None) -> Path:
 def test_actions_take_the_tested_checkpoint(
     selected: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert reopen.act(selected, "step", "") == "10"
+    assert reopen.act(selected, "step", Query("")) == "10"
     assert "step 10, the one results.json was made from" in capsys.readouterr().err
     assert checkpoint.steps(selected)[-1] == 20
 
@@ -84,4 +85,4 @@ def test_a_tested_checkpoint_that_is_gone_is_named(selected: Path, tmp_path: Pat
     shutil.copytree(selected, workdir)
     shutil.rmtree(workdir / "checkpoints" / "10")
     with pytest.raises(UserError, match="made from step 10, which is not among"):
-        reopen.act(workdir, "step", "")
+        reopen.act(workdir, "step", Query(""))
