@@ -15,6 +15,16 @@ from experiments.runner.errors import UserError
 
 MODES = ("train", "eval", "check", "report", "export", "list")
 EXPORTED = ".safetensors"
+MISTAKES = (
+    flags.Error,
+    UserError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    OSError,
+)
+"""What parsing a wrong command line raises."""
 
 
 class NamedConfigParser(flags.ArgumentParser):
@@ -130,22 +140,19 @@ def parse(argv: list[str]) -> list[str]:
             print(help_of(flags.FLAGS))
             sys.exit(0)
         return words
-    except (
-        flags.Error,
-        UserError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        OSError,
-    ) as error:
-        reason = str(error)
-        if isinstance(error, flags.UnrecognizedFlagError):
-            reason += meant_key(error.flagname)
-        if isinstance(error, LookupError | AttributeError) and not isinstance(error, flags.Error):
-            reason = unknown_key(argv) or reason
+    except MISTAKES as error:
+        reason = reason_of(error, argv, flags.FLAGS)
         print(f"error: {reason}\nsee python experiments/run.py --help", file=sys.stderr)
         sys.exit(2)
+
+
+def reason_of(error: Exception, argv: list[str], values: flags.FlagValues) -> str:
+    """What is wrong with a command line that could not be parsed, in one line."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return str(error) + meant_key(error.flagname)
+    if isinstance(error, LookupError | AttributeError) and not isinstance(error, flags.Error):
+        return unknown_key(argv, values) or str(error)
+    return str(error)
 
 
 def help_of(values: flags.FlagValues) -> str:
@@ -174,13 +181,13 @@ def config_words(argv: list[str]) -> list[str]:
     return given + [value for word, value in pairs if word == "--config"]
 
 
-def unknown_key(argv: list[str]) -> str:
+def unknown_key(argv: list[str], values: flags.FlagValues) -> str:
     """Says which --config.group.key of the command line does not exist, and what does; "" if all
     exist or no config can be loaded."""
     files = config_words(argv)
     if not files:
         return ""
-    config = flags.FLAGS["config"].parser.parse(files[0])
+    config = values["config"].parser.parse(files[0])
     for word in argv:
         if not word.startswith("--config."):
             continue

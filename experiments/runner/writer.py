@@ -31,6 +31,9 @@ FILE = "metrics.jsonl"
 RESERVED = ("step", "split", "per_seed", "time")
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 CONSOLE_KEYS = 6  # metrics shown per console line; the file holds all of them
+BAR_KEYS = 2  # and beside the bar
+BAR_WIDTH = 100  # columns, whatever is shown beside it
+TIMED_STEPS = 2  # before that a rate says nothing
 
 
 # --------------------------------------------------------------------------------------- the file
@@ -365,7 +368,7 @@ class Writer:
         if train and sys.stderr.isatty():
             if self._bar is None:
                 self._bar = tqdm(total=self._total, initial=self._start, unit="step",
-                                 dynamic_ncols=True, file=sys.stderr)  # fmt: skip
+                                 ncols=BAR_WIDTH, file=sys.stderr)  # fmt: skip
             self._bar.update(step - self._bar.n)
         if train and now - self._printed < self._every_s and step != self._total:
             return
@@ -374,7 +377,8 @@ class Writer:
             for k, v in list(metrics.items())[:CONSOLE_KEYS]
         }
         if train and self._bar is not None:
-            self._bar.set_postfix(shown)
+            first = [name for name in self._first if name in shown] or list(shown)
+            self._bar.set_postfix({name: shown[name] for name in first[:BAR_KEYS]})
         else:
             pieces = [f"step {step}/{self._total}", split, *(f"{k} {v}" for k, v in shown.items())]
             self.text("  ".join(pieces + (self._speed(step, now) if train else [])))
@@ -383,7 +387,7 @@ class Writer:
 
     def _speed(self, step: int, now: float) -> list[str]:
         first, then = self._mark or (step, now)
-        if step <= first or now <= then:
+        if step - first < TIMED_STEPS or now <= then:
             return []
         rate = (step - first) / (now - then)
         self._mark = (step, now)  # the next line tells the speed since this one

@@ -252,6 +252,26 @@ def test_actions_and_check(trained: Path, call: Any, tmp_path: Path) -> None:
     assert answer.code == 0 and "from a file" in answer.text
 
 
+def test_an_answer_is_text_tables_or_files(trained: Path, call: Any, tmp_path: Path) -> None:
+    """The three forms, printed and written; the file holds what is printed."""
+    where = f"--workdir={trained}"
+    before = folder_bytes(trained)
+    words = ("--mode=weights", where, "--query=all", "--top=2")
+    printed = call(*words, compiles=True)
+    assert printed.code == 0 and printed.text.count("row 3, all") == 1
+    out = tmp_path / "weights.csv"
+    written = call(*words, f"--out={out}", compiles=True)
+    assert written.code == 0 and f"{out}: 8 rows" in written.text
+    first = [float(line.split(",")[-2]) for line in out.read_text().splitlines()[1:]]
+    matrix = checkpoint.read(trained)["state"]["params"]["w"]
+    assert first == pytest.approx(matrix[:, 0].tolist(), abs=1e-6)
+    says(call("--mode=plot", where, compiles=True), "plot.png, shape.json", "--out=DIR")
+    assert call("--mode=plot", where, f"--out={tmp_path / 'two'}", compiles=True).code == 0
+    assert (tmp_path / "two" / "plot.png").read_bytes() == toy.PNG
+    says(call("--mode=plot", where, f"--out={trained / 'x'}"), "lies in the run folder")
+    assert folder_bytes(trained) == before
+
+
 def test_three_in_processes_of_their_own(tmp_path: Path) -> None:
     """The real command: before JAX is even imported."""
     for words, part in (
