@@ -76,6 +76,8 @@ class Experiment(NamedTuple):
     must_be_finite: tuple[str, ...] = ("loss", "grad_norm", "reward", "kl")
     """Endings of the training metrics that stop a run, with a saved state, where one is not
     finite."""
+    bar: tuple[str, ...] = ("loss", "reward")
+    """Training metrics beside the progress bar, at most two; those a step lacks are left out."""
     actions: Mapping[str, Callable[[State, Query], Answer]] = {}
     """{name: (state, query) -> answer}, served by --mode=<name> --query=TEXT|@FILE|all [--top=K]
     [--out=FILE|DIR]. An answer is text, tables one after the other, or named bytes; the runner

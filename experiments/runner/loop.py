@@ -231,6 +231,7 @@ def run_steps(
         compiles = shapes not in compiled_shapes and not warm
         compiled_shapes.add(shapes)
         warm = False
+        before = timer.spent["compile"]
         with timer.of("compile" if compiles else "step"):
             if compiles:
                 session.writer.text(f"compiling the step of {asm.config.system} ...")
@@ -241,6 +242,9 @@ def run_steps(
             if compiles:
                 jax.block_until_ready(metrics)
             non_finite = train_metrics.settle()  # of the step before, while this one runs
+        if compiles:
+            seconds = timer.spent["compile"] - before
+            session.writer.text(f"compiled in {seconds:.1f} s, the first step included")
         train_metrics.put(step, metrics)
         timer.timed_steps += not compiles
         if trace:
@@ -369,7 +373,9 @@ def _train_from(
     timer = Timer(lines[-1].get("time", {}) if lines else {})
     with (
         stop_signal() as signals,
-        open_writer(workdir, asm.values["log"], total, start, is_main()) as writer,
+        open_writer(
+            workdir, asm.values["log"], total, start, is_main(), asm.experiment.bar
+        ) as writer,
     ):
         writer.text(startup_line(asm, workdir, start))
         session = Session(asm, workdir, writer, timer, signals)

@@ -277,7 +277,9 @@ class Writer:
     """Open with `open_writer`; a context manager. On every process but the main one: silence."""
 
     def __init__(self, file: TextIO | None, done: tuple[int, set[str]], trackers: list[Tracker],
-                 every_s: float | int, span: tuple[int, int]) -> None:  # fmt: skip
+                 every_s: float | int, span: tuple[int, int],
+                 first: tuple[str, ...] = ()) -> None:  # fmt: skip
+        self._first = first
         self._file = file
         self._done = done
         self._trackers = trackers
@@ -405,6 +407,7 @@ def open_writer(
     total_steps: int,
     start_step: int = -1,
     main: bool = True,
+    first: tuple[str, ...] = (),
 ) -> Writer:
     """Open the metrics of a run folder for appending.
 
@@ -415,6 +418,7 @@ def open_writer(
         start_step: the restored step; lines beyond it are dropped, and a split that already has a
             line at it is not written twice. -1 on a fresh start: every old line is dropped.
         main: False on all processes but one; those write nothing.
+        first: training metrics shown beside the bar, in this order; the others have no place.
 
     Raises:
         UserError: a tracker was asked for and is not installed, with the command that installs it;
@@ -433,4 +437,4 @@ def open_writer(
     if config_log.get("wandb"):
         trackers += _wandb(workdir, str(config_log["wandb"]))
     file = (workdir / FILE).open("a", buffering=1, encoding="utf-8", newline="\n")
-    return Writer(file, (start_step, done), trackers, every_s, span)
+    return Writer(file, (start_step, done), trackers, every_s, span, first)

@@ -326,7 +326,7 @@ def test_prepare_runs_once(tmp_path: Path) -> None:
     assert reopen.check(tmp_path / "run") == []
     assert reopen.act(tmp_path / "run", "say", Query("made")) == f"made {before + 1}"
     assert len(toy.PREPARED) == before + 1
-    with pytest.raises(UserError, match="--mode=sing: toy knows train, eval, check, report, say"):
+    with pytest.raises(UserError, match="--mode=sing: toy knows train, eval, check, report, export, list, say"):
         reopen.act(tmp_path / "run", "sing", Query(""))
 
 
