@@ -2,11 +2,13 @@
 """What is declared and what would be shipped: names, ranges, extras, files, notices."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,7 @@ def test_wheel_holds_the_packages_and_nothing_else() -> None:
     pytest.importorskip("hatchling")
     code = """
 import json
+import os
 from hatchling.builders.wheel import WheelBuilder
 print(json.dumps([f.distribution_path for f in WheelBuilder(".").recurse_included_files()]))
 """
@@ -132,3 +135,42 @@ def test_the_check_script_and_the_notices_are_there() -> None:
 
     assert f"## [{version}]" in changelog
     assert f"\n| {RULE_VERSION} | " in changelog and "## Errata" in changelog
+
+
+@pytest.mark.deep
+def test_the_wheel_works_where_others_use_its_names(tmp_path: Path) -> None:
+    """Unpacked as pip would, beside distributions with packages named rec and graph."""
+    pytest.importorskip("hatchling")
+    build = "from hatchling.builders.wheel import WheelBuilder\n"
+    build += f"print(next(WheelBuilder('.').build(directory={str(tmp_path)!r}, versions=['standard'])))"
+    built = subprocess.run(
+        [sys.executable, "-c", build], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    ours = tmp_path / "ours"
+    with zipfile.ZipFile(built.stdout.strip()) as wheel:
+        wheel.extractall(ours)
+    foreign = tmp_path / "foreign"
+    for name in ("rec", "graph"):
+        (foreign / name).mkdir(parents=True)
+        (foreign / name / "__init__.py").write_text("raise ImportError('somebody else')\n")
+        information = foreign / f"{name}_tools-1.0.dist-info"
+        information.mkdir()
+        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-tools\nVersion: 1.0\n")
+        (information / "top_level.txt").write_text(f"{name}\n")
+
+    def call(path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(path), "BANYAN_DATA": ""}
+        command = [sys.executable, *words]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+
+    run = str(ours / "experiments" / "run.py")
+    said = call(foreign, run, "--list")
+    assert said.returncode == 0 and "  tiger  " in said.stdout, said.stderr
+    said = call(foreign, run, "--config=rec_baselines:tiny", "--workdir=run")
+    assert said.returncode == 0 and (tmp_path / "run" / "results.json").is_file(), said.stderr
+    lazily = call(foreign, "-c", f"import sys; sys.path.insert(0, {str(ours)!r}); import rec, graph")
+    assert lazily.returncode == 0, lazily.stderr
+    said = call(foreign, "-c", "import rec")
+    assert "somebody else" in said.stderr  # the foreign ones are really there
