@@ -57,18 +57,13 @@ SIZE = (5.6, 4.0)
 
 
 def _spread_labels(values: Sequence[float], distance: float) -> list[float]:
-    """Positions near `values` that keep a distance from each other, in the order of `values`."""
-    order = sorted(range(len(values)), key=lambda i: values[i])
-    places = [values[i] for i in order]
-    for _ in range(200):
-        for low in range(len(places) - 1):
-            lack = distance - (places[low + 1] - places[low])
-            if lack > 1e-9:
-                places[low] -= lack / 2
-                places[low + 1] += lack / 2
+    """Positions at or below `values` that keep a distance from each other, the highest first."""
+    order = sorted(range(len(values)), key=lambda i: -values[i])
     spread = [0.0] * len(values)
-    for position, index in enumerate(order):
-        spread[index] = places[position]
+    above = float("inf")
+    for index in order:
+        above = min(values[index], above - distance)
+        spread[index] = above
     return spread
 
 
@@ -213,12 +208,12 @@ def draw_kinds(data: Data) -> Figure:
             fmt="o", color=color, markersize=7, linewidth=1.4,
         )  # fmt: skip
     dense = [kind for kind, (zeros, _) in points.items() if zeros <= 0.01]
-    places = _spread_labels([points[kind][1] for kind in dense], 0.016)
+    places = _spread_labels([points[kind][1] for kind in dense], 0.022)
     for kind, place in zip(dense, places, strict=True):
         axes.text(0.035, place, kind, va="center", fontsize=12)
     for kind, (zeros, loss) in points.items():
         if kind not in dense:
-            right = zeros > 0.9
+            right = zeros > 0.6
             axes.annotate(
                 kind, (zeros, loss), xytext=(-9 if right else 9, 7), textcoords="offset points",
                 ha="right" if right else "left", fontsize=12,
@@ -278,13 +273,13 @@ def draw_ratios(data: Data) -> Figure:
         )  # fmt: skip
     axes.axvline(1, color=INK, linewidth=1.2)
     axes.set_xscale("log")
-    axes.set_yticks(range(len(labels)), labels, fontsize=11)
+    axes.set_yticks(range(len(labels)), labels, fontsize=10.5)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlim(min(data.values()) / 3, max(data.values()) * 3)
+    axes.set_xlim(min(data.values()) / 6, max(data.values()) * 3.5)
     axes.xaxis.set_major_locator(FixedLocator([0.1, 1, 10]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels(["0.1", "1", "10"])
-    axes.set_xlabel("times as fast as the peer, same run, 1 CPU", fontsize=11)
+    axes.set_xlabel("times as fast, same run, one CPU", fontsize=11)
     figure.suptitle("Speed against a peer", x=0.02, ha="left", fontsize=13, fontweight="bold")
     return figure
 
@@ -320,7 +315,7 @@ def svg(plot: Plot, data: Mapping[str, Any]) -> str:
 
 
 def _shorter(text: str) -> str:
-    """Two decimals in paths, which is a hundredth of a point, and no indentation or ends."""
-    text = re.sub(r"(\d+\.\d{2})\d+", r"\1", text)
+    """Two decimals, which is a hundredth of a point, but in scales; and no indentation."""
+    text = re.sub(r"(?<!scale\()(?<![\d.])(\d+\.\d{2})\d+", r"\1", text)
     lines = (line.strip() for line in text.splitlines())
     return "\n".join(line for line in lines if line) + "\n"

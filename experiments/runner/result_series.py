@@ -202,20 +202,18 @@ def _passkey_alt(data: Data) -> str:
 
 RATIOS = (
     # bench, beginning of the ratio's name, label; above 1 is faster than the peer
-    ("bench_rec_cpu.json", "constrained beams / library", "beams along the trie / library"),
-    ("bench_rec_cpu.json", "free beams / library", "free beams / library"),
+    ("bench_rec_cpu.json", "constrained beams / library", "trie beams / library"),
     ("bench_rec_cpu.json", "train step / bare optax", "TIGER's step / bare optax"),
-    ("bench_loop_cpu.json", "frame / bare", "runner / bare loop (1 ms steps)"),
+    ("bench_loop_cpu.json", "frame / bare", "runner / bare loop"),
     ("bench_banyan_cpu.json", "ppo-update-base / ppo-bare-optax", "PPO update / bare optax"),
-    ("bench_banyan_cpu.json", "xminigrid-XLand-R1-9x9-9rules@1024", "Banyan / XLand-MiniGrid, 9 rules"),
+    ("bench_banyan_cpu.json", "xminigrid-XLand-R1-9x9-9rules@1024", "Banyan / XLand-MiniGrid"),
     ("bench_banyan_cpu.json", "navix-Empty-8x8@1024", "Banyan / NAVIX Empty"),
     ("bench_banyan_cpu.json", "gymnax-Breakout-MinAtar@1024", "Banyan / gymnax Breakout"),
     ("bench_attention_cpu.json", "T1024-d64 dense fwd: tda xla / softmax", "TDA / softmax, forward"),
     ("bench_attention_cpu.json", "T1024-d64 dense bwd: tda xla / softmax", "TDA / softmax, backward"),
-    ("bench_attention_cpu.json", "T1024-d64 dense fwd: tda xla / two", "TDA / two launches"),
-    ("bench_attention_cpu.json", "S8192-d64 decode: sketch / softmax", "decoding by sketch / softmax"),
-    ("bench_sampler_cpu.json", "device / host, USAir", "sampler: device / host, USAir"),
-    ("bench_sampler_cpu.json", "device / host, citeseer", "sampler: device / host, Citeseer"),
+    ("bench_attention_cpu.json", "S8192-d64 decode: sketch / softmax", "sketch / softmax decoding"),
+    ("bench_sampler_cpu.json", "device / host, USAir", "device / host, USAir"),
+    ("bench_sampler_cpu.json", "device / host, citeseer", "device / host, Citeseer"),
 )  # fmt: skip
 
 
