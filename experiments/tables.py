@@ -7,8 +7,8 @@
 
 Files that are read: results.json of runs (`<any name>.json`, or results.json in a folder of its
 own), tables of experiments/bench.py, what the slow tests leave, and the curve of a kept run. In
-README the blocks between the comments `<!-- NAME:begin -->` and `<!-- NAME:end -->` are filled, with
-NAME one of `BLOCKS`; the pages are written whole. A number that is in no file cannot get there.
+README the blocks between the comments `<!-- NAME:begin -->` and `<!-- NAME:end -->` are filled,
+with NAME one of `BLOCKS`; the pages are written whole. A number in no file cannot get there.
 """
 
 import argparse

@@ -5,15 +5,17 @@ Three writers leave them: the runner (results.json, alone or in a run folder), e
 and the slow tests. What the pages and plots show comes from here and from nowhere else.
 """
 
+import functools
 import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from experiments.runner import names
-from experiments.runner.comparison import difference, summarize
+from experiments.runner.comparison import Difference, difference, spread
 from experiments.runner.errors import UserError
 from experiments.runner.pages import number
 
@@ -124,10 +126,12 @@ def brief(value: float, sign: bool = False) -> str:
 def ours(runs: Sequence[Run], metric: str, form: Callable[[Any], str] = number) -> str:
     """Mean ± sample deviation over seeds, or over the splits that one run holds."""
     values = seeds_of(runs, metric)
-    text = summarize(values).text(form)
-    spread = runs[0]["metrics"].get(f"{metric}/std") if len(runs) == 1 else None
-    if spread is not None:
-        return f"{text} ± {form(spread)} (its splits)"
+    deviation = spread(values)
+    mean = fmean(values)
+    text = form(mean) if math.isnan(deviation) else f"{form(mean)} ± {form(deviation)}"
+    of_splits = runs[0]["metrics"].get(f"{metric}/std") if len(runs) == 1 else None
+    if of_splits is not None:
+        return f"{text} ± {form(of_splits)} (its splits)"
     return f"{text} ({count(len(values), over(runs))})"
 
 
@@ -174,6 +178,15 @@ class Compared(NamedTuple):
         return f"{self.word(better)}: {brief(self.gap, sign=True)} {span} {self.over}"
 
 
+@functools.cache  # several pages show the same verdict
+def _by_seed(reference: tuple[float, ...], values: tuple[float, ...]) -> Difference:
+    """Difference of values with the same position, resampled."""
+    return difference(
+        {(index, 0): value for index, value in enumerate(reference)},
+        {(index, 0): value for index, value in enumerate(values)},
+    )
+
+
 def compare(runs: Sequence[Run], metric: str, references: Sequence[str], better: str) -> Compared:
     """Compares a metric with the best of `references`, in the same runs.
 
@@ -184,19 +197,15 @@ def compare(runs: Sequence[Run], metric: str, references: Sequence[str], better:
         UserError: no run holds any of the references.
     """
     means = {
-        name: summarize(seeds_of(runs, name)).mean
+        name: fmean(seeds_of(runs, name))
         for name in references
         if all(name in run["metrics"] for run in runs)
     }
     if not means:
         raise UserError(f"none of {', '.join(references)} was measured beside {metric}")
     best = (max if better == "higher" else min)(means, key=lambda name: means[name])
-    first = dict(enumerate(seeds_of(runs, best)))
-    second = dict(enumerate(seeds_of(runs, metric)))
-    by_seed = difference(
-        {(key, 0): value for key, value in first.items()},
-        {(key, 0): value for key, value in second.items()},
-    )
+    n = len(seeds_of(runs, metric))
+    by_seed = _by_seed(tuple(seeds_of(runs, best)), tuple(seeds_of(runs, metric)))
     stored = f"{metric}/minus_{best.partition('/')[0]}"
     if all(f"{stored}/low" in run["metrics"] for run in runs):
         low = min(run["metrics"][f"{stored}/low"] for run in runs)
@@ -208,5 +217,5 @@ def compare(runs: Sequence[Run], metric: str, references: Sequence[str], better:
         by_seed.mean,
         by_seed.low,
         by_seed.high,
-        f"over {count(len(first), over(runs))}",
+        f"over {count(n, over(runs))}",
     )

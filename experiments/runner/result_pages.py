@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pages of experiments/results, in Markdown: an index, a page a system, benches, tests, TPUs."""
+"""Pages of experiments/results, in Markdown: an index, a page a system, benches, tests, TPUs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -60,9 +60,7 @@ def asked(system: str) -> str:
     return about.asked if about else (module.__doc__ or "").strip().splitlines()[0]
 
 
-def system_page(
-    system: str, found: Found, series: Mapping[str, Mapping[str, Any]]
-) -> str:
+def system_page(system: str, found: Found, series: Mapping[str, Mapping[str, Any]]) -> str:
     """Verdict, pictures, runs, learning checks, and what its config says."""
     parts = [f"# {system}\n", GENERATED, f"{markdown(asked(system))}\n"]
     rows = [row for row in ROWS if row.system == system]
@@ -90,7 +88,7 @@ def system_page(
         if any(system_of(c["runs"][0]) == system for c in check["conditions"].values())
     ]
     if checks:
-        intro = "Criteria were fixed before the runs: `pytest -m slow`. ± is over seeds or splits.\n"
+        intro = "Criteria are fixed in the tests: `pytest -m slow`. ± is over seeds or splits.\n"
         parts += ["## Learning checks\n", intro, *checks]
     if not runs and not checks:
         parts.append("Not measured: no result file of this system stands here.\n")
@@ -108,7 +106,9 @@ def bench_page(found: Found, series: Mapping[str, Mapping[str, Any]]) -> str:
         "Speed is a ratio within one run, the median of interleaved repeats; rates alone compare "
         f"with nothing. `{COMMANDS['benches']}`. No GPU and no TPU was measured.\n"
     )
-    pictures = [picture_line(p, series[p.name]) for p in PLOTS if "bench" in p.pages and p.name in series]
+    pictures = [
+        picture_line(p, series[p.name]) for p in PLOTS if "bench" in p.pages and p.name in series
+    ]
     texts = "\n".join(bench_text(bench) for bench in found["benches"].values())
     return "\n".join(["# Benches\n", GENERATED, intro, *pictures, _or_command(texts, "benches")])
 

@@ -80,7 +80,7 @@ def draw_shift(data: Data) -> Figure:
     small = data["small"]
     for name, color in (("d1", BLUE), ("d2", ORANGE)):
         axes.plot(small["phases"], small[name], color=color, linewidth=1.1, linestyle=(0, (3, 2)))
-        _band(axes, (0, 1, 2), data["base"][name], color)
+        _band(axes, (0.0, 1.0, 2.0), data["base"][name], color)
     axes.axvline(1, color=GREY, linewidth=1)
     axes.text(1.03, 0.02, "shift", color=GREY, fontsize=12)
     axes.text(0.08, 0.84, "first layouts", color=BLUE, fontweight="bold")
@@ -114,8 +114,8 @@ def draw_gap(data: Data) -> Figure:
         axes.set(xlabel=f"number of {axis}", xlim=(-0.5, len(x) - 0.5), ylim=(-0.03, 1))
         axes.grid(axis="y")
     panels[0].set(ylabel="success lost at the shift", title="Diversity closes the gap")
-    panels[1].set_title("dots: seeds; bars: must pass", fontsize=11, color=GREY, fontweight="normal",
-                        loc="right")  # fmt: skip
+    note = "dots: seeds; bars: must pass"
+    panels[1].set_title(note, fontsize=11, color=GREY, fontweight="normal", loc="right")
     return figure
 
 
@@ -169,7 +169,9 @@ def draw_links(data: Data) -> Figure:
                 _, color, marker = SYSTEMS[system]
                 mean, *interval = panel["gaps"][system]
                 if interval:
-                    axes.plot(interval, (place + offset, place + offset), color=color, linewidth=1.6)
+                    axes.plot(
+                        interval, (place + offset, place + offset), color=color, linewidth=1.6
+                    )
                 axes.plot(mean, place + offset, marker, color=color, markersize=7)
             side = min(panel["gaps"][s][0] for s in present) > -0.02
             axes.annotate(

@@ -8,9 +8,10 @@ a picture with the files.
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
-from experiments.runner.comparison import difference, summarize
+from experiments.runner.comparison import difference
 from experiments.runner.result_files import Found, Run, brief, members_of, system_of
 from experiments.runner.result_rows import BASELINES, HEURISTICS
 
@@ -47,11 +48,11 @@ def shift(found: Found, lines: Lines) -> Data:
 
 
 def _shift_alt(data: Data) -> str:
-    d2 = [summarize(values).mean for values in data["base"]["d2"]]
-    d1 = [summarize(values).mean for values in data["base"]["d1"]]
+    d2 = [fmean(values) for values in data["base"]["d2"]]
+    d1 = [fmean(values) for values in data["base"]["d1"]]
     return (
         f"Banyan, {len(data['base']['d1'][0])} seeds: success on the first layouts rises from "
-        f"{brief(d1[0])} to {brief(d1[1])}; on the next layouts it is {brief(d2[1])} at the shift and "
+        f"{brief(d1[0])} to {brief(d1[1])}; on the next layouts it is {brief(d2[1])} at the shift, "
         f"{brief(d2[2])} after training there."
     )
 
@@ -77,10 +78,12 @@ def gap(found: Found, _: Lines) -> Data:
 def _gap_alt(data: Data) -> str:
     words = []
     for axis, panel in data.items():
-        means = [brief(summarize(values).mean) for values in panel["gaps"]]
+        means = [brief(fmean(values)) for values in panel["gaps"]]
         sizes = ", ".join(map(str, panel["sizes"]))
         words.append(f"{' / '.join(means)} with {sizes} {axis}")
-    return f"Loss of success at a shift shrinks with diversity: {'; '.join(words)}; pass lines shown."
+    return (
+        f"Loss of success at a shift shrinks with diversity: {'; '.join(words)}; pass lines shown."
+    )
 
 
 def recall(found: Found, _: Lines) -> Data:
@@ -101,7 +104,7 @@ def recall(found: Found, _: Lines) -> Data:
 
 
 def _recall_alt(data: Data) -> str:
-    means = {label: summarize([r[0] for r in rows]).mean for label, rows in data["learned"].items()}
+    means = {label: fmean([r[0] for r in rows]) for label, rows in data["learned"].items()}
     best = max(data["baselines"], key=data["baselines"].__getitem__)
     learned = ", ".join(f"{label} {brief(mean)}" for label, mean in means.items())
     return (
@@ -112,7 +115,7 @@ def _recall_alt(data: Data) -> str:
 
 def _best(runs: Sequence[Run], metric: str) -> str:
     names = [h for h in HEURISTICS if all(f"{h}/test/{metric}" in r["metrics"] for r in runs)]
-    return max(names, key=lambda h: summarize(_metric(runs, f"{h}/test/{metric}")).mean)
+    return max(names, key=lambda h: fmean(_metric(runs, f"{h}/test/{metric}")))
 
 
 def links(found: Found, _: Lines) -> Data:
@@ -135,7 +138,8 @@ def links(found: Found, _: Lines) -> Data:
             for system, runs in runs_of.items():
                 ours = _metric(runs, f"test/{metric}")
                 pairs = [
-                    {(i, 0): value for i, value in enumerate(values)} for values in (heuristic, ours)
+                    {(i, 0): value for i, value in enumerate(values)}
+                    for values in (heuristic, ours)
                 ]
                 told = difference(*pairs)
                 gaps[system] = [told.mean] if len(ours) == 1 else [told.mean, told.low, told.high]
@@ -170,8 +174,8 @@ def _kinds_alt(data: Data) -> str:
     words = []
     for kind in ("softmax", "entmax15", "tda"):
         point = data["kinds"][kind]
-        loss = brief(summarize(point["loss"]).mean)
-        zeros = summarize(point["zeros"]).mean
+        loss = brief(fmean(point["loss"]))
+        zeros = fmean(point["zeros"])
         words.append(f"{kind} {loss} with {zeros:.0%} exact zeros")
     return (
         f"Loss against exact zeros of {len(data['kinds'])} attention settings after 300 updates: "
@@ -209,8 +213,8 @@ RATIOS = (
     ("bench_banyan_cpu.json", "xminigrid-XLand-R1-9x9-9rules@1024", "Banyan / XLand-MiniGrid"),
     ("bench_banyan_cpu.json", "navix-Empty-8x8@1024", "Banyan / NAVIX Empty"),
     ("bench_banyan_cpu.json", "gymnax-Breakout-MinAtar@1024", "Banyan / gymnax Breakout"),
-    ("bench_attention_cpu.json", "T1024-d64 dense fwd: tda xla / softmax", "TDA / softmax, forward"),
-    ("bench_attention_cpu.json", "T1024-d64 dense bwd: tda xla / softmax", "TDA / softmax, backward"),
+    ("bench_attention_cpu.json", "T1024-d64 dense fwd: tda xla / soft", "TDA / softmax, forward"),
+    ("bench_attention_cpu.json", "T1024-d64 dense bwd: tda xla / soft", "TDA / softmax, backward"),
     ("bench_attention_cpu.json", "S8192-d64 decode: sketch / softmax", "sketch / softmax decoding"),
     ("bench_sampler_cpu.json", "device / host, USAir", "device / host, USAir"),
     ("bench_sampler_cpu.json", "device / host, citeseer", "device / host, Citeseer"),

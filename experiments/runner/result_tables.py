@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of what result files hold: runs, learning checks, benches, compiled programs, draws."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
-from experiments.runner.comparison import summarize
+from experiments.runner.comparison import spread
 from experiments.runner.pages import Cell, Table, markdown, markdown_table, number
 from experiments.runner.result_files import Run, grouped, headline, ours, system_of, today
 from experiments.runner.writer import short
@@ -88,12 +90,14 @@ def _others(runs: Sequence[Run]) -> str:
 
 def _measured(name: str, runs: Sequence[Mapping[str, float]]) -> str:
     """Mean ± deviation over runs, or of one run its own deviation over splits, <name>/std."""
-    values = [run[name] for run in runs if name in run]
-    if not values:
+    measured = [run for run in runs if name in run]
+    if not measured:
         return "not measured"
-    spread = runs[0].get(f"{name}/std") if len(runs) == 1 else None
-    own = summarize(values).text(number)
-    return own if spread is None else f"{own} ± {number(spread)}"
+    deviation = spread([run[name] for run in measured])
+    if len(runs) == 1:
+        deviation = runs[0].get(f"{name}/std", deviation)
+    mean = number(fmean(run[name] for run in measured))
+    return mean if math.isnan(deviation) else f"{mean} ± {number(deviation)}"
 
 
 def bench_text(bench: Mapping[str, Any]) -> str:
