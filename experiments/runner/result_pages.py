@@ -93,8 +93,12 @@ def system_page(system: str, found: Found, series: Mapping[str, Mapping[str, Any
     if not runs and not checks:
         parts.append("Not measured: no result file of this system stands here.\n")
     if system == "banyan" and found["shortcuts"]:
-        parts += ["## Shortcuts\n", "Share of trees with an operation on their leaves, off the tree, "
-                  "that makes the goal:\n", markdown_table(shortcuts_table(found["shortcuts"]))]  # fmt: skip
+        share = (
+            "Share of trees with an operation on their leaves, off the tree, that makes the goal:"
+        )
+        shares = markdown_table(shortcuts_table(found["shortcuts"]))
+        command = f"`{COMMANDS['shortcuts']}`\n"
+        parts += ["## Shortcuts\n", f"{share}\n", shares, command]
     doc = (names.config_module(system).__doc__ or "").strip()
     parts += ["## What its config says\n", f"```text\n{doc}\n```\n"]
     return "\n".join(parts)

@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from experiments.runner.result_series import BEGIN, END, Data, Plot
@@ -30,7 +31,7 @@ YELLOW = "#E69F00"
 SKY = "#56B4E9"
 INK = "#333333"
 GREY = "#8a8f98"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "banyan-stack",
     "svg.fonttype": "path",
     "path.simplify": True,
@@ -190,7 +191,7 @@ def draw_links(data: Data) -> Figure:
     figure.suptitle("Minus the best heuristic of each graph", x=0.02, ha="left", fontsize=13,
                     fontweight="bold")  # fmt: skip
     handles = [
-        matplotlib.lines.Line2D([], [], linestyle="", color=c, marker=m, markersize=7, label=label)
+        Line2D([], [], linestyle="", color=c, marker=m, markersize=7, label=label)
         for label, c, m in SYSTEMS.values()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False,

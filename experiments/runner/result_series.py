@@ -141,7 +141,7 @@ def links(found: Found, _: Lines) -> Data:
                     {(i, 0): value for i, value in enumerate(values)}
                     for values in (heuristic, ours)
                 ]
-                told = difference(*pairs)
+                told = difference(pairs[0], pairs[1])
                 gaps[system] = [told.mean] if len(ours) == 1 else [told.mean, told.low, told.high]
             graphs[label][metric] = {"heuristic": best, "gaps": gaps}
     return graphs
