@@ -155,8 +155,8 @@ def index_page(found: Found) -> str:
         for name, content in contents.items()
     ]
     text = (
-        "A capital BELOW is a loss. Intervals are 95 %: over users where a run stores them, else "
-        "bootstrapped over seeds or splits; one seed has none. Other pages: [benches](bench.md), "
+        "A capital BELOW is a loss. Intervals are 95 %: over users where a run stores them "
+        "(of several seeds the widest), else bootstrapped over seeds or splits; one seed has none. Other pages: [benches](bench.md), "
         "[tests and last bits](tests.md), [programs compiled for TPUs](compiles.md).\n"
     )
     table = markdown_table(Table(("file", "kind", "commit"), files))
