@@ -155,9 +155,10 @@ def index_page(found: Found) -> str:
         for name, content in contents.items()
     ]
     text = (
-        "A capital BELOW is a loss. Intervals are 95 %: over users where a run stores them "
-        "(of several seeds the widest), else bootstrapped over seeds or splits; one seed has none. Other pages: [benches](bench.md), "
-        "[tests and last bits](tests.md), [programs compiled for TPUs](compiles.md).\n"
+        "A capital BELOW is a loss. Intervals are 95 %: over users where a run stores them (of "
+        "several seeds the widest), else bootstrapped over seeds or splits; one seed has none. "
+        "Other pages: [benches](bench.md), [tests and last bits](tests.md), [programs compiled for "
+        "TPUs](compiles.md).\n"
     )
     table = markdown_table(Table(("file", "kind", "commit"), files))
     return "\n".join(["# Results\n", intro, results_table(found), text, "## Files\n", table])
