@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""README's tables, made from the files in experiments/results.
+"""README's table and pictures and the pages of experiments/results, made from the files there.
 
-    python experiments/tables.py            rewrite README.md
-    python experiments/tables.py --check    exit code 1 if that would change it
+    python experiments/tables.py            rewrite README.md and experiments/results/*.md
+    python experiments/tables.py --plots    and draw experiments/results/plots/*.svg
+    python experiments/tables.py --check    exit code 1 if that would change anything
 
-Three kinds of files are read: results.json of runs (`<any name>.json`, or results.json in a folder
-of its own), tables of experiments/bench.py and what the slow tests leave. Each kind fills one
-block of README, between the comments `<!-- NAME:begin -->` and `<!-- NAME:end -->`, with NAME one
-of `BLOCKS`. Runs of the same system, variant and length are seeds of one row. Of each system the
-metrics with a number of the paper are shown, then those its config module names in `HEADLINE`.
+Files that are read: results.json of runs (`<any name>.json`, or results.json in a folder of its
+own), tables of experiments/bench.py, what the slow tests leave, and the curve of a kept run. In
+README the blocks between the comments `<!-- NAME:begin -->` and `<!-- NAME:end -->` are filled,
+with NAME one of `BLOCKS`; the pages are written whole. A number in no file cannot get there.
 """
 
 import argparse
-import json
-import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,252 +21,21 @@ ROOT = Path(__file__).resolve().parent.parent
 if __package__ in (None, ""):  # run as a script: the checkout, not this folder, is the root
     sys.path[0:0] = [str(ROOT)]
 
-from experiments.runner import names  # noqa: E402
-from experiments.runner.comparison import summarize  # noqa: E402
+from experiments.runner import result_files, result_pages, result_rows, result_series  # noqa: E402
 from experiments.runner.errors import UserError  # noqa: E402
-from experiments.runner.pages import Cell, Table, markdown, markdown_table, number  # noqa: E402
-from experiments.runner.writer import short  # noqa: E402
+from experiments.runner.writer import read_metrics  # noqa: E402
 
 RESULTS = ROOT / "experiments" / "results"
 README = ROOT / "README.md"
-# kind -> key that tells it
-KINDS = {
-    "results": "metrics",
-    "checks": "check",
-    "benches": "bench",
-    "shortcuts": "shortcuts",
-    "compiles": "compiled",
-    "jitter": "jitter",
-}
-BLOCKS = tuple(KINDS)
-COMMAND = {
-    "results": "python experiments/run.py --config=SYSTEM:VARIANT",
-    "checks": "pytest -m slow",
-    "benches": "python experiments/bench.py NAME --json=experiments/results/FILE.json",
-    "jitter": "pytest -m slow tests/jitter_test.py",
-    "compiles": "python -m attention.tpu_aot --json=experiments/results/FILE.json",
-    "shortcuts": "python -m banyan.oracle_check --shortcuts --json=experiments/results/FILE.json",
-}
-Found = dict[str, dict[str, dict[str, Any]]]
-"""kind -> {path under the folder: content}, sorted by path."""
+BLOCKS = ("pictures", "results")
+FOLDER = "experiments/results/"
 
 
-def read(results: Path = RESULTS) -> Found:
-    """All result files.
-
-    Raises:
-        UserError: a file is no JSON, of no known kind, or the same run as another.
-    """
-    found: Found = {kind: {} for kind in KINDS}
-    hashes: dict[str, str] = {}
-    for path in sorted([*results.glob("*.json"), *results.glob("*/results.json")]):
-        name = path.relative_to(results).as_posix()
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is damaged: {error}") from error
-        kinds = [kind for kind, key in KINDS.items() if key in content]
-        if len(kinds) != 1:
-            raise UserError(
-                f"{path}: no result of a run, a bench, a slow test, a count, a compiler or draws"
-            )
-        if kinds == ["results"]:
-            other = hashes.setdefault(content["config_hash"], name)
-            if other != name:
-                raise UserError(f"{path} has the same config and seed as {other}: keep one")
-        found[kinds[0]][name] = content
-    return found
-
-
-def headline(system: str, measured: Iterable[str], paper: Iterable[str] = ()) -> list[str]:
-    """Metrics to show: those of the paper, then those of HEADLINE that were measured."""
-    named = getattr(names.config_module(system), "HEADLINE", ())
-    wanted = [*paper, *(name for name in named if name in set(measured))]
-    return list(dict.fromkeys(wanted))
-
-
-def _paper_cell(value: Any) -> Cell:
-    if isinstance(value, list | tuple):  # (mean, std)
-        return Cell(" ± ".join(number(x) for x in value))
-    return Cell("" if value is None else number(value))
-
-
-def _joined(values: Iterable[Any]) -> Cell:
-    return Cell(", ".join(sorted({str(v) for v in values})))
-
-
-def seeds_of(runs: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    """One value per seed, of runs with one seed and runs with several side by side."""
-    values: list[float] = []
-    for run in runs:
-        values += run.get("per_seed", {}).get(name, [run["metrics"][name]])
-    return values
-
-
-def runs_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
-    """System and metric by row; ours is mean ± sample standard deviation over seeds."""
-    groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
-    for run in runs.values():
-        groups.setdefault((run["system"], run["variant"], run["step"]), []).append(run)
-    rows = []
-    for (system, variant, step), members in sorted(groups.items()):
-        paper = dict(members[0].get("paper", {}))
-        paper.pop("source", None)
-        for name in headline(system, members[0]["metrics"], paper):
-            ours = Cell("not measured")
-            if all(name in run["metrics"] for run in members):
-                values = seeds_of(members, name)
-                plural = "seed" if len(values) == 1 else "seeds"
-                ours = Cell(f"{summarize(values).text(number)} ({len(values)} {plural})")
-            wall = sum(run["wall_s"] for run in members) / len(members)
-            rows.append(
-                [
-                    Cell(f"{system}:{variant}"),
-                    Cell(name),
-                    _paper_cell(paper.get(name)),
-                    ours,
-                    Cell(f"{step:,}"),
-                    Cell(short(wall)),
-                    _joined(run["device"] for run in members),
-                    _joined(run["commit"] for run in members),
-                ]
-            )
-    head = ("config", "metric", "paper", "ours", "steps", "wall time", "device", "commit")
-    return Table(head, rows)
-
-
-def check_text(check: Mapping[str, Any]) -> str:
-    """One slow test: its criterion, and a row per condition with mean ± std over seeds."""
-    names: list[str] = []
-    for result in check["conditions"].values():
-        run = result["runs"][0]
-        system = re.search(r"--config=(?:\S*/)?(\w+)", run["command"])  # a name, once a path
-        shown = headline(system[1], run["metrics"]) if system else []
-        names += [name for name in shown if name not in names]
-    rows = []
-    for condition, result in check["conditions"].items():
-        runs = result["runs"]
-        cells = [Cell(condition), Cell(str(len(runs)))]
-        for name in names:
-            cells.append(Cell(_measured(name, [run["metrics"] for run in runs])))
-        wall = sum(run["wall_s"] for run in runs) / len(runs)
-        rows.append([*cells, Cell(short(wall))])
-    head = ("condition", "seeds", *names, "wall time of a run")
-    title = f"**{markdown(check['check'])}** on {check['device']}, commit {check['commit']}"
-    return f"{title}: {markdown(check['criterion'])}\n\n{markdown_table(Table(head, rows))}"
-
-
-def _measured(name: str, runs: Sequence[Mapping[str, float]]) -> str:
-    """Mean ± deviation over runs, or of one run its own deviation over splits, <name>/std."""
-    values = [run[name] for run in runs if name in run]
-    if not values:
-        return "not measured"
-    spread = runs[0].get(f"{name}/std") if len(runs) == 1 else None
-    own = summarize(values).text(number)
-    return own if spread is None else f"{own} ± {number(spread)}"
-
-
-def bench_text(bench: Mapping[str, Any]) -> str:
-    """Ratios first, then rates, then what was not measured and why."""
-    versions = bench["versions"]
-    lines = [
-        f"**{bench['bench']}** on {bench['device']}, jax {versions['jax']}, Python "
-        f"{versions['python']}, commit {bench['commit']}\n"
-    ]
-    ratios = [[Cell(name), Cell(f"{value:.3g}")] for name, value in bench["ratios"].items()]
-    if ratios:
-        lines.append(markdown_table(Table(("against", "ratio"), ratios)))
-    rates = []
-    for row in bench["rows"]:
-        name = f"{row['row']}@{row['envs']}" if row["envs"] else row["row"]
-        rate = f"{row['steps_per_s']:,.0f}" if row["steps_per_s"] >= 1e3 else None
-        rates.append(
-            [
-                Cell(name),
-                Cell(rate or f"{row['steps_per_s']:.4g}"),
-                Cell(f"{row['spread']:.1%}"),
-                Cell(f"{row['first_call_s']:.1f} s"),
-            ]
-        )
-    for name, reason in bench["not_measured"].items():
-        rates.append([Cell(name), Cell("not measured"), Cell(""), Cell(reason)])
-    lines.append(markdown_table(Table(("row", "steps / s", "spread", "first call"), rates)))
-    return "\n".join(lines)
-
-
-def shortcuts_table(counts: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Share of trees with a shortcut, by kind of tree and depth."""
-    depths = sorted({depth for count in counts.values() for depth in count["shortcuts"]})
-    rows = []
-    for count in counts.values():
-        shares = [
-            Cell(f"{count['shortcuts'][depth] / count['trees']:.1%}")
-            if depth in count["shortcuts"]
-            else Cell("not measured")
-            for depth in depths
-        ]
-        rows.append([Cell(count["topology"]), Cell(f"{count['trees']:,}"), *shares])
-    return Table(("topology", "trees per depth", *(f"depth {depth}" for depth in depths)), rows)
-
-
-def compiles_text(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Programs compiled ahead of time for TPUs, and how their memory grows with length."""
-    rows = []
-    lines = []
-    for result in results.values():
-        for one in result["compiled"]:
-            rows.append(
-                [
-                    Cell(one["chip"]),
-                    Cell("forward + backward" if one["backward"] else "forward"),
-                    Cell(f"{one['T']:,}"),
-                    Cell(str(one["D"])),
-                    Cell(f"{one['block_q']} x {one['block_kv']}"),
-                    Cell("yes" if one["within_vmem"] else "no"),
-                    Cell(f"{one['temporary_bytes'] / 2**20:,.0f} MiB"),
-                ]
-            )
-        memory = result["memory"]
-        dense = memory["dense"]
-        lines.append(
-            f"\nTemporary bytes of forward + backward on {memory['chip']} from T="
-            f"{' to '.join(f'{t:,}' for t in memory['T'])} grow by "
-            f"{', '.join(f'{g:.2f}' for g in memory['growth'])}; the dense control from "
-            f"{' to '.join(f'{t:,}' for t in dense['T'])} by {dense['growth'][0]:.2f}. "
-            f"jax {result['versions']['jax']}, libtpu {result['versions']['libtpu']}.\n"
-        )
-    head = ("chip", "program", "T", "D", "tile", "within VMEM", "temporary")
-    return markdown_table(Table(head, rows)) + "".join(lines) if rows else ""
-
-
-def jitter_text(result: Mapping[str, Any]) -> str:
-    """One row per figure of a test: its bound, the value nearest to it under all draws, flips."""
-    rows = []
-    for name, test in result["tests"].items():
-        figures = test["figures"] or {"the same bits": None}
-        for text, figure in figures.items():
-            worst = "" if figure is None else f"{figure['worst']:.3g}"
-            flips = f"{test['flips']} of {result['draws']}"
-            cells = (name.removeprefix("tests/"), str(test["cases"]), text, worst, flips)
-            rows.append([Cell(cell) for cell in cells])
-    head = ("test", "cases", "asserts", "nearest of all draws", "draws that fail")
-    title = f"{result['jitter'].capitalize()}; {result['device']}, commit {result['commit']}.\n\n"
-    return title + markdown_table(Table(head, rows))
-
-
-def blocks(found: Found) -> dict[str, str]:
-    """Text of every block of README."""
-    runs = runs_table(found["results"])
-    shortcuts = shortcuts_table(found["shortcuts"])
-    texts = {
-        "results": markdown_table(runs) if runs.rows else "",
-        "checks": "\n".join(check_text(check) for check in found["checks"].values()),
-        "benches": "\n".join(bench_text(bench) for bench in found["benches"].values()),
-        "compiles": compiles_text(found["compiles"]),
-        "jitter": "\n".join(jitter_text(result) for result in found["jitter"].values()),
-        "shortcuts": markdown_table(shortcuts) if shortcuts.rows else "",
-    }
-    return {kind: text or f"Not measured yet: `{COMMAND[kind]}`\n" for kind, text in texts.items()}
+def read_series(found: result_files.Found, results: Path) -> dict[str, Mapping[str, Any]]:
+    """Data of all plots."""
+    logs = sorted(results.glob("*/metrics.jsonl"))
+    lines = {path.relative_to(results).as_posix(): read_metrics(path) for path in logs}
+    return result_series.all_series(found, lines)
 
 
 def fill(readme: str, texts: Mapping[str, str]) -> str:
@@ -290,26 +57,81 @@ def fill(readme: str, texts: Mapping[str, str]) -> str:
     return readme
 
 
+def texts_of(readme: Path, results: Path) -> dict[Path, str]:
+    """{file: its text as the result files have it}."""
+    found = result_files.read(results)
+    series = read_series(found, results)
+    blocks = {
+        "pictures": result_pages.readme_strip(series, FOLDER),
+        "results": result_rows.results_table(found, FOLDER),
+    }
+    pages = result_pages.pages(found, series)
+    texts = {results / name: text for name, text in pages.items()}
+    return {readme: fill(readme.read_text(encoding="utf-8"), blocks), **texts}
+
+
+def stale(texts: Mapping[Path, str]) -> list[Path]:
+    """Files that are missing or hold something else."""
+    return [
+        path
+        for path, text in texts.items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
+
+
+def stale_plots(results: Path) -> list[Path]:
+    """Pictures that are missing or show other numbers than the files hold."""
+    found = result_files.read(results)
+    wrong = []
+    for name, data in read_series(found, results).items():
+        path = results / "plots" / f"{name}.svg"
+        if not path.is_file() or result_series.data_in(path.read_text(encoding="utf-8")) != data:
+            wrong.append(path)
+    return wrong
+
+
+def draw_plots(results: Path) -> list[Path]:
+    """Draws every picture and returns those that changed."""
+    from experiments.runner import result_plots  # matplotlib is wanted here only
+
+    series = read_series(result_files.read(results), results)
+    drawn = {
+        results / "plots" / f"{plot.name}.svg": result_plots.svg(plot, series[plot.name])
+        for plot in result_series.PLOTS
+    }
+    return write(drawn)
+
+
+def write(texts: Mapping[Path, str]) -> list[Path]:
+    """Writes what differs and returns it."""
+    changed = stale(texts)
+    for path in changed:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(texts[path], encoding="utf-8")
+    return changed
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    parser.add_argument("--plots", action="store_true", help="draw the pictures too")
     args = parser.parse_args(argv)
     try:
         if not README.is_file():
             raise UserError(f"no {README}: the tables belong to a checkout")
-        before = README.read_text(encoding="utf-8")
-        after = fill(before, blocks(read()))
+        texts = texts_of(README, RESULTS)
+        if args.check:
+            wrong = [*stale(texts), *stale_plots(RESULTS)]
+            print("\n".join(f"not up to date: {path}" for path in wrong) or "all up to date")
+            return int(bool(wrong))
+        changed = write(texts)
+        changed += draw_plots(RESULTS) if args.plots else []
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if args.check:
-        print("README.md is up to date" if before == after else "README.md is not up to date")
-        return int(before != after)
-    if before != after:
-        README.write_text(after, encoding="utf-8")
-    print("README.md rewritten" if before != after else "README.md was up to date")
+    print("\n".join(f"rewritten: {path}" for path in changed) or "all was up to date")
     return 0
 
 

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""README's tables: up to date with the result files, and right for files made by hand."""
+"""README's table, pages and plots: as the result files have it, right for files made by hand."""
 
+import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from experiments import tables
+from experiments.runner import result_files, result_pages, result_rows, result_series, result_tables
 from experiments.runner.errors import UserError
+from experiments.runner.pages import markdown_table
+from experiments.runner.result_rows import Row, Shown
 
 
 def run_file(seed: int, success: float, **changes: Any) -> dict[str, Any]:
@@ -69,15 +74,157 @@ def write(folder: Path, **files: Any) -> Path:
     return folder
 
 
-def test_readme_is_up_to_date() -> None:
+@pytest.fixture(scope="module")
+def found() -> result_files.Found:
+    return result_files.read(tables.RESULTS)
+
+
+@pytest.fixture(scope="module")
+def series(found: result_files.Found) -> dict[str, Any]:
+    return tables.read_series(found, tables.RESULTS)
+
+
+def test_readme_and_pages_are_up_to_date() -> None:
     """If this fails: python experiments/tables.py"""
-    readme = tables.README.read_text(encoding="utf-8")
-    assert tables.fill(readme, tables.blocks(tables.read())) == readme
+    assert tables.stale(tables.texts_of(tables.README, tables.RESULTS)) == []
+
+
+def test_no_page_is_left_over() -> None:
+    names = {path.name for path in tables.RESULTS.glob("*.md")}
+    assert names == {path.name for path in tables.texts_of(tables.README, tables.RESULTS)}
+
+
+def test_every_system_has_a_row() -> None:
+    assert result_rows.missing() == set()
+
+
+def test_plots_hold_the_numbers_of_the_files(series: dict[str, Any]) -> None:
+    """If this fails: python experiments/tables.py --plots"""
+    assert tables.stale_plots(tables.RESULTS) == []
+    assert set(series) == {path.stem for path in (tables.RESULTS / "plots").glob("*.svg")}
+    for plot in result_series.PLOTS:
+        text = (tables.RESULTS / "plots" / f"{plot.name}.svg").read_text(encoding="utf-8")
+        assert len(text.encode()) <= 60 * 1024, plot.name
+        assert "<title" in text and "<desc" in text and "<script" not in text
+        assert len(plot.alt(series[plot.name])) > 40
+
+
+def test_a_changed_number_is_found(tmp_path: Path, series: dict[str, Any]) -> None:
+    """In a page, in a picture and in a result file."""
+    results = tmp_path / "results"
+    shutil.copytree(tables.RESULTS, results, ignore=shutil.ignore_patterns("checkpoints"))
+    readme = tmp_path / "README.md"
+    shutil.copy(tables.README, readme)
+    assert tables.stale(tables.texts_of(readme, results)) == [] == tables.stale_plots(results)
+    page = results / "tiger.md"
+    page.write_text(page.read_text(encoding="utf-8").replace("0.1669", "0.2669"), encoding="utf-8")
+    assert tables.stale(tables.texts_of(readme, results)) == [page]
+    picture = results / "plots" / "recall.svg"
+    value = str(series["recall"]["baselines"]["content"])
+    text = picture.read_text(encoding="utf-8")
+    assert value in text
+    picture.write_text(text.replace(value, "0.9", 1), encoding="utf-8")
+    assert tables.stale_plots(results) == [picture]
+    check = results / "graph_power.json"
+    content = json.loads(check.read_text())
+    content["conditions"]["Power"]["runs"][0]["metrics"]["test/mrr"] = 0.9
+    check.write_text(json.dumps(content))
+    stale = {path.name for path in tables.stale(tables.texts_of(readme, results))}
+    assert {"README.md", "pencil.md", "links.svg"} <= stale | {
+        path.name for path in tables.stale_plots(results)
+    }
+
+
+@pytest.mark.deep
+def test_plots_are_drawn_alike_twice(found: result_files.Found, series: dict[str, Any]) -> None:
+    """Other bytes than in the repository mean another matplotlib; two draws here are the same."""
+    from experiments.runner import result_plots
+
+    for plot in result_series.PLOTS:
+        text = result_plots.svg(plot, series[plot.name])
+        assert text == result_plots.svg(plot, copy.deepcopy(series[plot.name])), plot.name
+        assert result_series.data_in(text) == series[plot.name]
+
+
+def shown(metric: str, better: str = "higher", **changes: Any) -> Shown:
+    row = Shown("x", "check.json", "c", metric, ("low/m", "high/m"), better)  # pyright: ignore
+    return row._replace(**changes)
+
+
+def checked(runs: list[dict[str, float]]) -> result_files.Found:
+    found: result_files.Found = {kind: {} for kind in result_files.KINDS}
+    members = [{"metrics": metrics, "command": "x"} for metrics in runs]
+    found["checks"]["check.json"] = {"conditions": {"c": {"runs": members}}}
+    return found
+
+
+def test_verdicts_compare_with_the_best_row() -> None:
+    three = [{"m": x, "low/m": 0.1, "high/m": 0.5} for x in (0.2, 0.3, 0.4)]
+    worse = result_rows.compared_in(checked(three), shown("m"))
+    assert worse.reference == "high/m" and worse.value == 0.5
+    assert worse.verdict("higher").startswith("BELOW: -.200 [-.300, -.100] over 3 seeds")
+    better = result_rows.compared_in(checked(three), shown("m", "lower"))
+    assert better.reference == "low/m" and better.verdict("lower").startswith(
+        "ABOVE (worse): +.200"
+    )
+    equal = [{"m": x, "low/m": 0.3, "high/m": 0.3} for x in (0.2, 0.3, 0.4)]
+    assert result_rows.compared_in(checked(equal), shown("m")).word("higher") == "no difference"
+    one = result_rows.compared_in(checked(three[:1]), shown("m"))
+    assert one.verdict("higher") == "BELOW by .300; one seed, no interval"
+
+
+def test_a_stored_interval_is_shown_at_its_widest() -> None:
+    runs = [
+        {"m": 0.7, "high/m": 0.5, "m/minus_high/low": low, "m/minus_high/high": 0.3}
+        for low in (0.1, -0.05)
+    ]
+    told = result_rows.compared_in(checked(runs), shown("m"))
+    assert (told.low, told.high, told.over) == (-0.05, 0.3, "over users")
+    assert told.verdict("higher") == "no difference: +.200 [-.050, .300] over users"
+
+
+def test_a_row_without_its_file_is_named() -> None:
+    with pytest.raises(UserError, match="no condition 'd'"):
+        result_rows.compared_in(checked([{"m": 1.0}]), shown("m", condition="d"))
+    with pytest.raises(UserError, match="none of low/m, high/m"):
+        result_rows.compared_in(checked([{"m": 1.0}]), shown("m"))
+    empty = [Row("sid", "", None)]
+    text = result_rows.results_table(checked([]), rows=empty)
+    assert "| [sid](sid.md) |  | no result file |  | not measured |" in text
+
+
+def test_commands_of_old_files_name_systems_as_today() -> None:
+    old = "python experiments/run.py --config=experiments/configs/rec/tiger.py:tiny --config.seed=0"
+    assert (
+        result_files.today(old) == "python experiments/run.py --config=tiger:tiny --config.seed=0"
+    )
+
+
+def test_pages_are_about_their_system(found: result_files.Found, series: dict[str, Any]) -> None:
+    pages = result_pages.pages(found, series)
+    for name, text in pages.items():
+        assert "python experiments/tables.py" in text.splitlines()[2], name
+    assert "plots/recall.svg" in pages["tiger.md"] and "BELOW" in pages["tiger.md"]
+    assert "Not measured" in pages["sid.md"] and "criterion" not in pages["sid.md"]
+    strip = result_pages.readme_strip(series, "experiments/results/")
+    assert strip.count("<img ") == 4
+
+
+def blocks(found: result_files.Found) -> dict[str, str]:
+    """Tables by kind, as pages hold them."""
+    return {
+        "results": markdown_table(result_tables.runs_table(found["results"].values())),
+        "checks": "\n".join(map(result_tables.check_text, found["checks"].values())),
+        "benches": "\n".join(map(result_tables.bench_text, found["benches"].values())),
+        "shortcuts": markdown_table(result_tables.shortcuts_table(found["shortcuts"])),
+        "compiles": result_tables.compiles_text(found["compiles"]),
+        "jitter": "\n".join(map(result_tables.jitter_text, found["jitter"].values())),
+    }
 
 
 def test_seeds_of_a_config_share_a_row(tmp_path: Path) -> None:
-    found = tables.read(write(tmp_path, a=run_file(0, 0.5), b__results=run_file(1, 0.7)))
-    lines = tables.blocks(found)["results"].splitlines()
+    found = result_files.read(write(tmp_path, a=run_file(0, 0.5), b__results=run_file(1, 0.7)))
+    lines = blocks(found)["results"].splitlines()
     assert lines[2:] == [
         "| banyan:base | d1/end/success | 0.5400 ± 0.1100 | 0.6000 ± 0.1414 (2 seeds) | 500 | "
         "3m07s | 1 x cpu | abc |"
@@ -87,21 +234,21 @@ def test_seeds_of_a_config_share_a_row(tmp_path: Path) -> None:
 def test_seeds_side_by_side_and_what_was_not_measured(tmp_path: Path) -> None:
     side = run_file(0, 0.6, per_seed={"d1/end/success": [0.5, 0.7]}, commit="def")
     other = run_file(1, 0.1, step=9, metrics={"gap/2": 0.25})
-    lines = tables.blocks(tables.read(write(tmp_path, a=side, b=other)))["results"].splitlines()
+    lines = blocks(result_files.read(write(tmp_path, a=side, b=other)))["results"].splitlines()
     assert "| not measured | 9 |" in lines[2]
     assert "| gap/2 |  | 0.2500 (1 seed) | 9 |" in lines[3]
     assert "0.6000 ± 0.1414 (2 seeds) | 500 |" in lines[4] and "def" in lines[4]
 
 
 def test_bench_shows_ratios_first_and_reasons_last(tmp_path: Path) -> None:
-    text = tables.blocks(tables.read(write(tmp_path, bench_loop=BENCH)))["benches"]
+    text = blocks(result_files.read(write(tmp_path, bench_loop=BENCH)))["benches"]
     assert text.index("| loop / bare | 0.988 |") < text.index("| bare | 12.35 |")
     assert "| fast@8 | 1,234,567 | 2.0% | 1.2 s |" in text
     assert text.splitlines()[-1] == "| peer@8 | not measured |  | missing: pip install it |"
 
 
 def test_checks_show_their_conditions(tmp_path: Path) -> None:
-    text = tables.blocks(tables.read(write(tmp_path, banyan_learns=CHECK)))["checks"]
+    text = blocks(result_files.read(write(tmp_path, banyan_learns=CHECK)))["checks"]
     assert "**banyan\\_learns** on 1 x cpu (2 cores), commit abc: it learns" in text
     assert "| condition | seeds | d1/end/success | wall time of a run |" in text
     assert "| 64 trees | 2 | 0.9500 ± 0.0707 | 1m00s |" in text
@@ -112,14 +259,14 @@ def test_one_run_over_splits_shows_their_deviation(tmp_path: Path) -> None:
     run = {"metrics": metrics, "wall_s": 60.0, "seed": 0}
     run["command"] = "python experiments/run.py --config=graph_heuristics"
     check = {**CHECK, "conditions": {"ten splits": {"runs": [run]}}}
-    text = tables.blocks(tables.read(write(tmp_path, a=check)))["checks"]
+    text = blocks(result_files.read(write(tmp_path, a=check)))["checks"]
     assert "| ten splits | 1 | 0.5000 ± 0.0250 | 0.7500 |" in text
 
 
 def test_shortcuts_are_shares(tmp_path: Path) -> None:
     count = {"shortcuts": {"2": 7, "3": 30}, "topology": "random", "trees": 1000, "seed": 0}
     other = {"shortcuts": {"3": 1}, "topology": "balanced", "trees": 10, "seed": 0}
-    text = tables.blocks(tables.read(write(tmp_path, a=count, b=other)))["shortcuts"]
+    text = blocks(result_files.read(write(tmp_path, a=count, b=other)))["shortcuts"]
     assert "| topology | trees per depth | depth 2 | depth 3 |" in text
     assert "| random | 1,000 | 0.7% | 3.0% |" in text
     assert "| balanced | 10 | not measured | 10.0% |" in text
@@ -144,7 +291,7 @@ def test_compiled_programs_and_their_growth(tmp_path: Path) -> None:
     }
     versions = {"jax": "0.10.2", "libtpu": "0.0.42"}
     result = {"compiled": [one], "memory": memory, "versions": versions}
-    text = tables.blocks(tables.read(write(tmp_path, aot=result)))["compiles"]
+    text = blocks(result_files.read(write(tmp_path, aot=result)))["compiles"]
     assert "| v5e | forward + backward | 32,768 | 64 | 512 x 256 | yes | 3 MiB |" in text
     assert "from T=8,192 to 16,384 grow by 2.01;" in text and "by 4.00. jax 0.10.2" in text
 
@@ -165,7 +312,7 @@ def test_draws_of_last_bits_are_a_row_per_figure(tmp_path: Path) -> None:
             "tests/a_test.py::test_y": {"cases": 1, "flips": 0, "figures": {}},
         },
     }
-    text = tables.blocks(tables.read(write(tmp_path, jitter=result)))["jitter"]
+    text = blocks(result_files.read(write(tmp_path, jitter=result)))["jitter"]
     assert text.startswith("Times 1 + 1e-7 n; cpu (2 cores), commit abc.")
     rows = [[cell.strip() for cell in line.split("|")[2:-1]] for line in text.splitlines()[-2:]]
     assert rows[0] == ["2", "loss &lt;= 0.06", "0.0312", "1 of 10"]
@@ -173,8 +320,11 @@ def test_draws_of_last_bits_are_a_row_per_figure(tmp_path: Path) -> None:
 
 
 def test_nothing_measured_names_the_command(tmp_path: Path) -> None:
-    for name, text in tables.blocks(tables.read(tmp_path)).items():
-        assert text.startswith("Not measured yet") and tables.COMMAND[name] in text
+    empty = result_files.read(tmp_path)
+    pages = [result_pages.bench_page(empty, {}), result_pages.compiles_page(empty)]
+    pages.append(result_pages.tests_page(empty))
+    for kind, text in zip(("benches", "compiles", "jitter"), pages, strict=True):
+        assert f"Not measured yet: `{result_pages.COMMANDS[kind]}`" in text
 
 
 @pytest.mark.parametrize(
@@ -187,7 +337,7 @@ def test_nothing_measured_names_the_command(tmp_path: Path) -> None:
 )
 def test_bad_files_are_named(tmp_path: Path, files: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        tables.read(write(tmp_path, **files))
+        result_files.read(write(tmp_path, **files))
 
 
 def test_fill_replaces_blocks_and_nothing_else() -> None:
@@ -202,11 +352,20 @@ def test_fill_replaces_blocks_and_nothing_else() -> None:
         tables.fill("no blocks\n", texts)
 
 
-def test_command_compares_and_rewrites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_compares_and_rewrites(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(tables.RESULTS, results, ignore=shutil.ignore_patterns("checkpoints", "*.md"))
     block = "<!-- {0}:begin -->\n<!-- {0}:end -->\n"
     readme = tmp_path / "README.md"
     readme.write_text("".join(block.format(name) for name in tables.BLOCKS))
     monkeypatch.setattr(tables, "README", readme)
+    monkeypatch.setattr(tables, "RESULTS", results)
     assert tables.main(["--check"]) == 1
+    assert "README.md" in capsys.readouterr().out
     assert tables.main([]) == 0
     assert tables.main(["--check"]) == 0
+    assert "all up to date" in capsys.readouterr().out
+    (results / "plots" / "gap.svg").unlink()
+    assert tables.main(["--check"]) == 1
