@@ -14,7 +14,8 @@ evaluate a run's last checkpoint; check every claimed number again; compare runs
     python experiments/run.py --mode=report DIR [DIR ...]
     python experiments/run.py --mode=export --workdir=DIR --out=FILE.safetensors
 ask a trained system something, where it offers an action
-    python experiments/run.py --mode=ACTION --workdir=DIR --query=TEXT|@FILE|all [--top=K] [--out=FILE]
+    python experiments/run.py --mode=ACTION --workdir=DIR --query=TEXT
+    (or --query=@FILE, --query=all; --top=K; --out=FILE)
 """
 
 import os

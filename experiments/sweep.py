@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a grid: every combination of config values and seeds, a folder each, then their comparison.
 
-    python experiments/sweep.py --config=banyan:tiny --config.agent.lr=1e-4,1e-3 --seeds=0-4 --out=DIR
+    python experiments/sweep.py --config=banyan:tiny --config.agent.lr=1e-4,1e-3 --seeds=0-4 \\
+        --out=DIR
 
 The same command again runs only what is missing; a run that was stopped resumes. A run that fails
 does not stop the others: it is listed at the end, with its log, and the exit code is 1. Values

@@ -8,7 +8,7 @@
 Modes that read the run folder want the same --config again, for code is never run from there:
        python experiments/run.py --config=experiments/examples/minimal_system.py --mode=check \\
            --workdir=runs/minimal_system-base-s0
-A system of the checkout has the same two parts in two files: numbers in configs/, wiring in systems/.
+A system of the checkout has the same parts in two files: numbers in configs/, wiring in systems/.
 """
 
 from collections.abc import Mapping

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a config module says of its system in words: `--list`, the report and README's table show it.
+"""What a config module says of its system in words, for `--list`, the report and README.
 
 A config module offers `ABOUT`, an About, and `HEADLINE`, a tuple of Headline. Imports no JAX.
 """

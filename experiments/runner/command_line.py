@@ -3,6 +3,7 @@
 
 import difflib
 import functools
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def define_flags(values: flags.FlagValues) -> None:
     switch("list", False, "Print all systems, their variants, actions and costs.")
     text("query", None, "For an action: TEXT, @FILE (text is read, else a path), or all.")
     number("top", None, "For an action: how many answers to each question.")
-    text("out", None, "Where an answer goes: FILE.csv, .parquet or .jsonl; other files or a folder.")
+    text("out", None, "For an answer: FILE.csv, .parquet or .jsonl; other files or a folder.")
     switch("overwrite", False, "Replace another run in --workdir.")
     switch("profile", False, "Trace steps 10 to 15 into WORKDIR/profile.")
     switch("require_gpu", False, "Fail unless JAX runs on a GPU.")
@@ -177,7 +178,7 @@ def meant_key(flag: str) -> str:
 def config_words(argv: list[str]) -> list[str]:
     """Values of --config=VALUE and --config VALUE."""
     given = [word.removeprefix("--config=") for word in argv if word.startswith("--config=")]
-    pairs = zip(argv, argv[1:], strict=False)
+    pairs = itertools.pairwise(argv)
     return given + [value for word, value in pairs if word == "--config"]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from experiments.runner import checkpoint, folder, serving, settings, sharding
 from experiments.runner.errors import UserError
 
+
 def export(workdir: Path) -> bytes:
     """The parameters of the tested checkpoint, bit for bit.
 

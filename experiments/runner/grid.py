@@ -88,7 +88,7 @@ def members(config: str, overrides: Sequence[str], seeds: Sequence[int]) -> list
     """
     axes = dict(_axis(word) for word in overrides)
     if len(axes) < len(overrides):
-        raise UserError("a --config key is there twice: give its values in one, separated by commas")
+        raise UserError("a --config key is there twice: give its values once, with commas")
     if "seed" in axes:
         raise UserError("--config.seed: give seeds as --seeds=0-4")
     short_names = _short_names(axes)

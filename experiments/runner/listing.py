@@ -72,7 +72,7 @@ def first_sentence(module: ModuleType) -> str:
 
 
 def variants_text(variants: Iterable[str]) -> str:
-    """":base :tiny ..."; long lists are cut."""
+    """ ":base :tiny ..."; long lists are cut."""
     shown = [f":{variant}" for variant in variants]
     more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
     return " ".join(shown[:8]) + more
@@ -101,9 +101,7 @@ def help_text(values: flags.FlagValues) -> str:
         lines += ["", title]
         for name in group:
             text = "This text." if name == "help" else values[name].help
-            lines.append(
-                textwrap.fill(f"  --{name:<15} {text}", WIDTH, subsequent_indent=" " * 20)
-            )
+            lines.append(textwrap.fill(f"  --{name:<15} {text}", WIDTH, subsequent_indent=" " * 20))
     return "\n".join(lines)
 
 

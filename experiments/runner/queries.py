@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from experiments.runner.errors import UserError
 
 ALL = "all"
-TEXT_SUFFIXES = ("", ".txt")  # of a --query=@FILE that is read; any other reaches the action as a path
+TEXT_SUFFIXES = ("", ".txt")  # a --query=@FILE is read; any other reaches the action as a path
 
 Columns = Mapping[str, Sequence[Any] | Any]
 """A table: {name: values}, a list or a NumPy array [rows] a column, all of one length."""

@@ -54,7 +54,9 @@ def test_help_of_a_system_names_every_key_with_what_is_allowed() -> None:
     config = names.config_module("tiger").get_config("tiny")
     lines = {
         found[1]: found[2].strip()
-        for found in re.finditer(r"--config\.(\S+?)=(?:'[^']*'|\S+)(.*)", listing.system_help(config))
+        for found in re.finditer(
+            r"--config\.(\S+?)=(?:'[^']*'|\S+)(.*)", listing.system_help(config)
+        )
     }
     assert lines["model.layers"] == "must be at least 1"
     assert lines["optim.b1"] == "must be in [0, 1)"
@@ -77,7 +79,10 @@ MISUSES = [
     (["--mode=recommend", "--workdir=nowhere", "--query=all"], "nowhere is no run folder"),
     (["--mode=report", "nowhere"], "nowhere"),
     (["--config=OWN", "--mode=export", "--workdir=RUN"], "--out=FILE.safetensors"),
-    (["--config=OWN", "--mode=export", "--workdir=RUN", "--out=x.npz"], "--out=FILE.safetensors, not x.npz"),
+    (
+        ["--config=OWN", "--mode=export", "--workdir=RUN", "--out=x.npz"],
+        "--out=FILE.safetensors, not",
+    ),
     (["--mode=classify", "--workdir=RUN", "--query=@none.csv"], "none.csv: no such file"),
     (["--mode=check", "--workdir=RUN"], "add --config=PATH/minimal_system.py"),
     (["--mode=check", "--workdir=RUN", "--config=banyan"], "leave --config out"),

@@ -35,7 +35,8 @@ if values["model"]["lr"] == 0.03 and not (calls.parent / "mended").exists():
 workdir.mkdir(parents=True)
 (workdir / "config.json").write_text(json.dumps(values))
 head = {"system": values["system"], "variant": values["variant"], "seed": values["seed"]}
-metrics = {"metrics": {"test/accuracy": values["model"]["lr"]}, "tolerance": {}, "checkpoint_of": {}}
+metrics = {"metrics": {"test/accuracy": values["model"]["lr"]}}
+metrics |= {"tolerance": {}, "checkpoint_of": {}}
 (workdir / "results.json").write_text(json.dumps({**head, **metrics, "step": 20, "tested": 20}))
 """
 
@@ -121,7 +122,9 @@ def test_a_failure_stops_nothing_and_a_second_try_runs_only_that(
     out = tmp_path / "out"
     assert sweep.main([*GRID, f"--out={out}", "--jobs=2"]) == 1
     said = capsys.readouterr().out
-    assert sorted(calls()) == sorted(f"lr={lr}_s{s}" for lr in ("1e-2", "3e-2", "1e-1") for s in (0, 1))
+    assert sorted(calls()) == sorted(
+        f"lr={lr}_s{s}" for lr in ("1e-2", "3e-2", "1e-1") for s in (0, 1)
+    )
     assert "failed: lr=3e-2_s0" in said and "failed: lr=3e-2_s1" in said
     assert "this one fails" in (out / "logs" / "lr=3e-2_s0.log").read_text()
     assert "test/accuracy" in said and (out / "comparison.html").is_file()

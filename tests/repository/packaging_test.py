@@ -142,7 +142,9 @@ def test_the_wheel_works_where_others_use_its_names(tmp_path: Path) -> None:
     """Unpacked as pip would, beside distributions with packages named rec and graph."""
     pytest.importorskip("hatchling")
     build = "from hatchling.builders.wheel import WheelBuilder\n"
-    build += f"print(next(WheelBuilder('.').build(directory={str(tmp_path)!r}, versions=['standard'])))"
+    build += (
+        f"print(next(WheelBuilder('.').build(directory={str(tmp_path)!r}, versions=['standard'])))"
+    )
     built = subprocess.run(
         [sys.executable, "-c", build], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -155,7 +157,8 @@ def test_the_wheel_works_where_others_use_its_names(tmp_path: Path) -> None:
         (foreign / name / "__init__.py").write_text("raise ImportError('somebody else')\n")
         information = foreign / f"{name}_tools-1.0.dist-info"
         information.mkdir()
-        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-tools\nVersion: 1.0\n")
+        head = f"Metadata-Version: 2.1\nName: {name}-tools\nVersion: 1.0\n"
+        (information / "METADATA").write_text(head)
         (information / "top_level.txt").write_text(f"{name}\n")
 
     def call(path: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -170,7 +173,8 @@ def test_the_wheel_works_where_others_use_its_names(tmp_path: Path) -> None:
     assert said.returncode == 0 and "  tiger  " in said.stdout, said.stderr
     said = call(foreign, run, "--config=rec_baselines:tiny", "--workdir=run")
     assert said.returncode == 0 and (tmp_path / "run" / "results.json").is_file(), said.stderr
-    lazily = call(foreign, "-c", f"import sys; sys.path.insert(0, {str(ours)!r}); import rec, graph")
+    first = f"import sys; sys.path.insert(0, {str(ours)!r}); import rec, graph"
+    lazily = call(foreign, "-c", first)
     assert lazily.returncode == 0, lazily.stderr
     said = call(foreign, "-c", "import rec")
     assert "somebody else" in said.stderr  # the foreign ones are really there

@@ -26,8 +26,8 @@ from jax.sharding import Mesh
 from experiments.runner import checkpoint, loop, reopen, schedule, sharding
 from experiments.runner.assemble import assemble, initial_state
 from experiments.runner.errors import UserError
-from experiments.runner.queries import Query
 from experiments.runner.hosts import to_host
+from experiments.runner.queries import Query
 from experiments.runner.writer import Writer, read_metrics
 from tests import ROOT, jitter, toy
 from tests.tiers import deep
@@ -326,7 +326,9 @@ def test_prepare_runs_once(tmp_path: Path) -> None:
     assert reopen.check(tmp_path / "run") == []
     assert reopen.act(tmp_path / "run", "say", Query("made")) == f"made {before + 1}"
     assert len(toy.PREPARED) == before + 1
-    with pytest.raises(UserError, match="--mode=sing: toy knows train, eval, check, report, export, list, say"):
+    with pytest.raises(
+        UserError, match="--mode=sing: toy knows train, eval, check, report, export, list, say"
+    ):
         reopen.act(tmp_path / "run", "sing", Query(""))
 
 

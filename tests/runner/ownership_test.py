@@ -13,8 +13,8 @@ import pytest
 from experiments.runner import checkpoint, loop, reopen, settings
 from experiments.runner.content import digests
 from experiments.runner.errors import UserError
-from experiments.runner.queries import Query
 from experiments.runner.lock import LOCK, FolderLock
+from experiments.runner.queries import Query
 from tests import toy
 from tests.tiers import deep
 
