@@ -18,7 +18,6 @@ ask a trained system something, where it offers an action
     (or --query=@FILE, --query=all; --top=K; --out=FILE)
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from absl import app, flags, logging  # noqa: E402
 
 from experiments.runner import (  # noqa: E402
     answers,
+    backend,
     command_line,
     folder,
     listing,
@@ -37,34 +37,6 @@ from experiments.runner import (  # noqa: E402
     shadowing,
 )
 from experiments.runner.errors import UserError  # noqa: E402
-
-
-def start_jax(values: flags.FlagValues) -> None:
-    """Compile cache, processes, and a plain word where a GPU is there but not used."""
-    import jax
-
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "banyan-stack" / "xla"
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if values.distributed:
-        jax.distributed.initialize(
-            coordinator_address=values.coordinator,
-            num_processes=values.num_processes,
-            process_id=values.process_id,
-        )
-    if jax.default_backend() != "gpu":
-        if values.require_gpu:
-            raise UserError(
-                f"--require_gpu: JAX runs on {jax.default_backend()}; install the extra: "
-                'pip install -e ".[cuda]" and check that the driver sees the card'
-            )
-        if Path("/proc/driver/nvidia/version").exists():
-            print(
-                f"warning: an NVIDIA driver is present but JAX runs on {jax.default_backend()}: "
-                'pip install -e ".[cuda]" for the GPU',
-                file=sys.stderr,
-            )
 
 
 def runs_folder() -> Path:
@@ -81,7 +53,7 @@ def train(values: flags.FlagValues) -> None:
     settings.groups(config)
     name = f"{config.system}-{config.variant}-s{config.seed}"
     workdir = Path(values.workdir or runs_folder() / name)
-    start_jax(values)
+    backend.start_jax(values)
     from experiments.runner import loop
 
     loop.train(config, workdir, overwrite=values.overwrite, profile=values.profile)
@@ -94,7 +66,7 @@ def inspect(values: flags.FlagValues) -> int:
     out = None if values.out is None else Path(values.out)
     query = queries.read_query(values.query or "", values.top)
     command_line.check_folder(values)
-    start_jax(values)
+    backend.start_jax(values)
     from experiments.runner import export, reopen
 
     if mode == "eval":
