@@ -20,6 +20,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.runner import names, settings
+from experiments.runner.about import About, Headline
 
 DIM, OUT = 8, 4
 PREPARED: list[int] = []  # one entry per call of `prepare`
@@ -44,6 +45,20 @@ class Toy:
 
 
 GROUPS = {"toy": Toy}
+ABOUT = About(
+    asked="A linear map is trained to give the targets of made points.",
+    cost={"tiny": "a second", "base": "a second"},
+    data="Made from the seed.",
+    use="Testing the loop.",
+    failures="It learns nothing else.",
+    actions={
+        "say": "repeats the query",
+        "step": "the step it was saved at",
+        "weights": "rows of its parameters",
+        "plot": "two files",
+    },
+)
+HEADLINE = (Headline("test/error", "lower", "Mean squared distance of the parameters."),)
 
 
 def get_config(arg: str = "base") -> ConfigDict:

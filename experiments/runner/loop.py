@@ -27,6 +27,7 @@ from experiments.runner import (
     schedule,
     settings,
     sharding,
+    verdict,
 )
 from experiments.runner.assemble import (
     Assembly,
@@ -440,7 +441,13 @@ def _finish(session: Session, state: State) -> dict[str, Any]:
     if is_main():
         headline = results.headline_of(config)
         folder.write_json(session.workdir / "results.json", summary)
-        report.write_report(session.workdir, pictures, results.base_values(config), headline)
-        session.writer.text(results.summary_text(summary, session.workdir, headline))
+        report.write_report(
+            session.workdir,
+            pictures,
+            results.base_values(config),
+            headline,
+            results.about_of(config),
+        )
+        session.writer.text(verdict.end_block(summary, headline, session.workdir))
     sync("finished")
     return summary

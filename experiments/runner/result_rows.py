@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 
 from experiments.runner import names
 from experiments.runner.pages import markdown
-from experiments.runner.result_files import Compared, Found, brief, compare, members_of, ours
+from experiments.runner.result_files import Found, members_of, ours
+from experiments.runner.verdict import Compared, brief, compare
 
 HEURISTICS = ("cn", "aa", "ra", "pa", "katz", "ppr", "spd", "jaccard")
 BASELINES = ("popularity", "successor", "cooccurrence", "item_knn", "content")

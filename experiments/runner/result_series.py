@@ -12,8 +12,9 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from experiments.runner.comparison import difference
-from experiments.runner.result_files import Found, Run, brief, members_of, system_of
+from experiments.runner.result_files import Found, members_of, system_of
 from experiments.runner.result_rows import BASELINES, HEURISTICS
+from experiments.runner.verdict import Run, brief
 
 Data = Mapping[str, Any]
 Lines = Mapping[str, Sequence[Mapping[str, Any]]]

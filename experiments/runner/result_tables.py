@@ -8,7 +8,8 @@ from typing import Any
 
 from experiments.runner.comparison import spread
 from experiments.runner.pages import Cell, Table, markdown, markdown_table, number
-from experiments.runner.result_files import Run, grouped, headline, ours, system_of, today
+from experiments.runner.result_files import grouped, headline, ours, system_of, today
+from experiments.runner.verdict import Run
 from experiments.runner.writer import short
 
 

@@ -2,7 +2,7 @@
 """Records of evaluations, and what results.json and the end of a run make of them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.runner import folder, names, settings
+from experiments.runner.about import About, Headline
 from experiments.runner.assemble import Assembly
 from experiments.runner.contract import Experiment
 from experiments.runner.writer import read_metrics
@@ -57,19 +58,14 @@ def base_values(config: ConfigDict) -> dict[str, Any]:
     return settings.to_json(names.config_module(config.system).get_config("base"))
 
 
-def headline_of(config: ConfigDict) -> tuple[str, ...]:
-    """Metrics the config module shows first; () for all."""
+def headline_of(config: ConfigDict) -> tuple[Headline, ...]:
+    """Metrics the config module shows first; () for a system of the user's own without any."""
     return tuple(getattr(names.config_module(config.system), "HEADLINE", ()))
 
 
-def summary_text(results: Mapping[str, Any], workdir: Path, headline: Sequence[str] = ()) -> str:
-    """What is printed at the end: the headline, or everything where there is none."""
-    metrics = results["metrics"]
-    shown = [k for k in headline if k in metrics] or sorted(metrics)
-    rows = [f"  {k} = {metrics[k]:.4f}" for k in shown]
-    if len(shown) < len(metrics):
-        rows.append(f"  {len(metrics) - len(shown)} more: {workdir}/results.json")
-    return "\n".join([f"results of {workdir}", *rows, f"report: {workdir}/report.html"])
+def about_of(config: ConfigDict) -> About | None:
+    """What the config module says of its system; None for one of the user's own without that."""
+    return getattr(names.config_module(config.system), "ABOUT", None)
 
 
 def count_params(asm: Assembly) -> int:
