@@ -73,6 +73,50 @@ def read_config(hf: Mapping[str, Any]) -> LMConfig:
     return LMConfig(**fields)
 
 
+def write_config(cfg: LMConfig) -> dict[str, Any]:
+    """config.json of a model, the inverse of `read_config`.
+
+    Raises:
+        ValueError: the config is not of a published family; its fields are named.
+    """
+    for name, allowed in (
+        ("norm", "rms"),
+        ("mlp", "swiglu"),
+        ("attention", "softmax"),
+        ("ntk_factor", 1.0),
+    ):
+        if getattr(cfg, name) != allowed:
+            raise ValueError(
+                f"{name}={getattr(cfg, name)!r} has no published layout: it must be {allowed!r}"
+            )
+    if cfg.qk_norm and cfg.qkv_bias:
+        raise ValueError("qk_norm=True and qkv_bias=True: no published family has both")
+    kind = "qwen3" if cfg.qk_norm else "qwen2" if cfg.qkv_bias else "llama"
+    config: dict[str, Any] = {
+        "model_type": kind,
+        "vocab_size": cfg.vocab_size,
+        "num_hidden_layers": cfg.layers,
+        "hidden_size": cfg.width,
+        "num_attention_heads": cfg.heads,
+        "num_key_value_heads": cfg.kv_heads,
+        "head_dim": cfg.head_dim,
+        "intermediate_size": cfg.mlp_width,
+        "rms_norm_eps": cfg.norm_eps,
+        "tie_word_embeddings": cfg.tied,
+        "rope_theta": cfg.rope_theta,
+        "hidden_act": "silu",
+    }
+    if cfg.llama3_factor != 1.0:
+        config["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": cfg.llama3_factor,
+            "low_freq_factor": cfg.llama3_low,
+            "high_freq_factor": cfg.llama3_high,
+            "original_max_position_embeddings": cfg.llama3_original,
+        }
+    return config
+
+
 def names(cfg: LMConfig) -> dict[str, tuple[list[str], tuple[int, ...], bool]]:
     """{path of our leaf: (names of its tensors, one per layer; shape of one; whether transposed)}.
 

@@ -30,6 +30,8 @@ TOP = {
 MAX_SEED = 2**32  # what every sampler and jax.random.key take
 # Keys that do not change what is computed at a given step.
 NOT_HASHED = ("data.root", "mesh", "fsdp", "log", "train.steps")
+# Keys that came after runs were kept, and the value that means what those runs did: not hashed.
+ADDED = {"data.columns": ""}
 # Leaves, by their last name, that hold the path of something a run starts from. Its content counts,
 # see runner/content.py, not where it lies.
 PATHS = ("init_from", "run", "teacher", "first", "second", "runs", "weights")
@@ -213,6 +215,8 @@ def config_hash(values: Mapping[str, Any]) -> str:
     hashed = {}
     for key, value in flatten({k: v for k, v in values.items() if k != CONTENT}).items():
         if any(key == skip or key.startswith(skip + ".") for skip in NOT_HASHED):
+            continue
+        if key in ADDED and value == ADDED[key]:
             continue
         if key == "init_from" and key not in content:
             continue  # empty, or of a run that kept no digests: it never counted there

@@ -2,8 +2,9 @@
 """Lists of edges: SNAP text files, and tables of your own (CSV or Parquet).
 
 snap   <root>/graph/<name>.txt[.gz]: # comments, then two fields a line, or three with a time.
-own    <root>/graph/<name>.csv, .csv.gz or .parquet: columns source and target, time if there is
-       one (numbers, or dates). Beside it, if wanted, one of
+own    <root>/graph/<name>.csv, .tsv, either .gz, or .parquet: columns source and target, time if
+       there is one (numbers, or dates), recognized or named, see graph.data.columns. Beside it,
+       if wanted, one of
            <name>_nodes.csv, .csv.gz, .parquet   column node, all others are features
            <name>_features.npy                   [V, F] in node order; nodes are then 0 .. V - 1
 
@@ -12,7 +13,10 @@ order. With a table of nodes its order counts, nodes without edges stay, and an 
 does not hold is refused. Without one, the nodes are those that have an edge.
 """
 
+import sys
 import zlib
+from collections.abc import Callable, Mapping, Sequence
+from csv import reader as rows
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ import numpy as np
 
 from graph import csr
 from graph.data import arrays
+from graph.data.columns import COMMON, choose
 from graph.data.raw import Raw, featured, find, maybe, named, raw
 from graph.data.text import (
     MOST_INFLATED,
@@ -30,7 +35,7 @@ from graph.data.text import (
     refuse_doubled,
 )
 
-TABLES = (".csv", ".csv.gz", ".parquet")
+TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 
 
 def read_snap(name: str, root: str | Path) -> Raw:
@@ -72,23 +77,40 @@ def read_snap(name: str, root: str | Path) -> Raw:
 def read_own(
     name: str,
     root: str | Path,
-    source: str = "source",
-    target: str = "target",
-    time: str = "time",
+    columns: Mapping[str, str] = {},
     node: str = "node",
 ) -> Raw:
-    """A table of edges with what lies beside it; the other arguments are names of columns.
+    """A table of edges with what lies beside it.
+
+    Args:
+        columns: {role: column}, see graph.data.columns; others are recognized.
+        node: column of the table of nodes that names them.
 
     Raises:
         ValueError: a missing or damaged file, a missing column, an empty cell, a node without a
             row, a node twice, features of the wrong length or kind.
     """
     path = find(root, *(f"{name}{end}" for end in TABLES))
-    table = _table(path, (source, target), (source, target))
-    ends = np.array([_names(table[source]), _names(table[target])]).T.reshape(-1)
+
+    def choose_here(header: Sequence[str]) -> dict[str, str]:
+        timed = "time" in columns or any(name.lower() in COMMON["time"] for name in header)
+        return choose(path, header, ("source", "target", *(["time"] if timed else [])), columns)
+
+    def ends_of(header: Sequence[str]) -> list[str]:
+        chosen = choose_here(header)
+        return [chosen["source"], chosen["target"]]
+
+    table = _table(path, ends_of)
+    chosen = choose_here(list(table))
+    source = _names(table[chosen["source"]])
+    target = _names(table[chosen["target"]])
+    ends = np.array([source, target]).T.reshape(-1)
     if not len(ends):
         raise ValueError(f"{path} has no edges")
-    times = _times(path, table[time], time) if time in table else None
+    ignored = [name for name in table if name not in chosen.values()]
+    if ignored:
+        print(f"{path}: not read: {', '.join(ignored)}", file=sys.stderr)
+    times = _times(path, table[chosen["time"]], chosen["time"]) if "time" in chosen else None
     nodes = maybe(root, *(f"{name}_nodes{end}" for end in TABLES))
     array = maybe(root, f"{name}_features.npy")
     if nodes:
@@ -108,10 +130,29 @@ def read_own(
     return raw(ids.reshape(-1, 2), len(names), times, None, names)
 
 
+def read_pairs(path: str | Path, columns: Mapping[str, str] = {}) -> list[list[str]]:
+    """Pairs of names out of a table of one's own, in order of its rows.
+
+    Raises:
+        ValueError: a missing or damaged file, a missing column, an empty cell.
+    """
+    path = Path(path)
+    if not path.name.endswith(TABLES):
+        raise ValueError(f"{path}: one of {', '.join(TABLES)} is expected")
+
+    def ends_of(header: Sequence[str]) -> list[str]:
+        chosen = choose(path, header, ("source", "target"), columns)
+        return [chosen["source"], chosen["target"]]
+
+    table = _table(path, ends_of)
+    source, target = ends_of(list(table))
+    return [list(pair) for pair in zip(_names(table[source]), _names(table[target]), strict=True)]
+
+
 def _with_nodes(
     path: Path, node: str, edges: Path, ends: np.ndarray, times: np.ndarray | None
 ) -> Raw:
-    table = _table(path, (node,), (node,))
+    table = _table(path, lambda header: _require(path, header, node))
     names = _names(table.pop(node))
     named(names, len(names), path)
     place = {name: i for i, name in enumerate(names)}
@@ -136,8 +177,29 @@ def _features(path: Path) -> np.ndarray:
     return array
 
 
-def _arrow_table(path: Path, text: tuple[str, ...]) -> Any:
-    """The Arrow table of a CSV or Parquet file; the columns `text` of a CSV file stay text.
+def _header(path: Path) -> list[str]:
+    """Names of the columns of a text table, read from its first line."""
+    with open_content(path) as content:
+        line = content.readline().decode("utf-8")
+    header = next(rows([line], delimiter=_delimiter(path)), [])
+    refuse_doubled(path, header)
+    return header
+
+
+def _delimiter(path: Path) -> str:
+    return "\t" if ".tsv" in path.suffixes else ","
+
+
+def _require(path: Path, header: Sequence[str], column: str) -> list[str]:
+    """[column]; ValueError where the table lacks it."""
+    if column not in header:
+        raise ValueError(f"{path}: no column {column!r} (has {', '.join(header)})")
+    return [column]
+
+
+def _arrow_table(path: Path, pick: Callable[[Sequence[str]], Sequence[str]]) -> Any:
+    """The Arrow table of a text or Parquet file; of a text file the columns that `pick` returns of
+    the header stay text.
 
     Raises:
         ValueError: a damaged file, one that inflates out of all proportion, a doubled column.
@@ -156,9 +218,11 @@ def _arrow_table(path: Path, text: tuple[str, ...]) -> Any:
                         "table of edges needs; if it is right, write it as CSV"
                     )
                 return file.read()
+        text = pick(_header(path))
         options = csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()))
+        parsing = csv.ParseOptions(delimiter=_delimiter(path))
         with open_content(path) as content:
-            table = csv.read_csv(content, convert_options=options)
+            table = csv.read_csv(content, parse_options=parsing, convert_options=options)
         names = table.column_names
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}:1: not utf-8 text; convert it: iconv -t utf-8") from error
@@ -173,14 +237,13 @@ def _arrow_table(path: Path, text: tuple[str, ...]) -> Any:
     return table
 
 
-def _table(path: Path, wanted: tuple[str, ...], text: tuple[str, ...]) -> dict[str, Any]:
-    """Columns as Arrow arrays, without empty cells; those of `text` in a CSV file stay text."""
+def _table(path: Path, pick: Callable[[Sequence[str]], Sequence[str]]) -> dict[str, Any]:
+    """Columns as Arrow arrays, without empty cells; what `pick` returns of a text file's header
+    stays text."""
     import pyarrow as pa
 
-    table = _arrow_table(path, text)
-    for column in wanted:
-        if column not in table.column_names:
-            raise ValueError(f"{path}: no column {column!r} (has {', '.join(table.column_names)})")
+    table = _arrow_table(path, pick)
+    text = pick(table.column_names)
     for column in table.column_names:
         empty = table[column].null_count or (
             column in text

@@ -4,7 +4,7 @@
 npz        <root>/graph/<name>.npz, and <name>_splits.npz       see graph.data.npz
 linqs      <root>/graph/<name>/<name>.content and .cites
 snap       <root>/graph/<name>.txt[.gz]                         see graph.data.edgelist
-own        <root>/graph/<name>.csv or .parquet, and features    see graph.data.edgelist
+own        <root>/graph/<name>.csv, .tsv or .parquet            see graph.data.edgelist
 planted    made up; <name> is the seed                          no files
 chung_lu   made up; <name> is <nodes>-<edges>-<seed>            no files
 
@@ -14,7 +14,7 @@ how negatives of valid and test were made: original (shared uniform ones, or the
 where the file has them).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +56,7 @@ def read(
     name: str,
     root: str | Path = "",
     *,
+    columns: Mapping[str, str] = {},
     split: str = "fixed",
     index: int = 0,
     protocol: str = "original",
@@ -88,7 +89,9 @@ def read(
     else:
         if protocol == "ogb":
             raise ValueError(f"protocol='ogb' is that of a fixed split, got split={split!r}")
-        data = _made(FORMATS[format](name, root), name, split, valid_share, test_share, seed)
+        named = {"columns": columns} if format == "own" else {}
+        raw = FORMATS[format](name, root, **named)
+        data = _made(raw, name, split, valid_share, test_share, seed)
     if protocol == "heart" and not data.split.test.private:
         hardened = _hardened(data.split, data.num_nodes, hard, heart.EPSILON.get(name, 1e-5))
         data = data._replace(split=hardened, protocol="heart")

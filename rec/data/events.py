@@ -72,10 +72,13 @@ def _repeated(users: np.ndarray, items: np.ndarray) -> np.ndarray:
 
 
 def from_events(
-    name: str, events: Events, texts: Mapping[str, str], policy: Policy | None = None
+    name: str, events: Events, texts: Mapping[str, str] | None, policy: Policy | None = None
 ) -> Corpus:
     """Users by first appearance in the file, each in time order; items numbered by first
     appearance in the result.
+
+    Args:
+        texts: {item: its text}; None where nothing reads them: those of the corpus are then empty.
 
     Raises:
         ValueError: no events, repeated or textless items that the policy refuses.
@@ -98,11 +101,13 @@ def _kept(
     users: np.ndarray,
     item_names: list[str],
     items: np.ndarray,
-    texts: Mapping[str, str],
+    texts: Mapping[str, str] | None,
     policy: Policy,
 ) -> np.ndarray:
     """bool [E]: what the policy lets through."""
-    has_text = np.array([bool(texts.get(item, "").strip()) for item in item_names])
+    has_text = np.ones(len(item_names), bool)
+    if texts is not None:
+        has_text = np.array([bool(texts.get(item, "").strip()) for item in item_names])
     if policy.textless == "refuse" and not has_text.all():
         raise ValueError(
             f"{source}: {np.sum(~has_text)} items have no text, the first one is "
@@ -130,7 +135,7 @@ def _corpus(
     users: np.ndarray,
     item_names: list[str],
     items: np.ndarray,
-    texts: Mapping[str, str],
+    texts: Mapping[str, str] | None,
     seconds: np.ndarray,
     order: np.ndarray,
 ) -> Corpus:
@@ -147,7 +152,7 @@ def _corpus(
         [names[u] for u in rows],
         chosen,
         Sequences(new[items], offsets, len(chosen), times.astype(np.int64)),
-        [texts[item].strip() for item in chosen],
+        [texts[item].strip() if texts is not None else "" for item in chosen],
     )
 
 

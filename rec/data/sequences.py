@@ -40,7 +40,7 @@ class Sequences(NamedTuple):
 class Corpus(NamedTuple):
     """A dataset as read: users[u] and items[i] are the raw names of internal ids.
 
-    texts[i] is what describes item i to a text encoder, never empty.
+    texts[i] is what describes item i to a text encoder; all are empty where a corpus has none.
     """
 
     name: str

@@ -441,7 +441,7 @@ def test_own_csv_and_parquet(tmp_path: Path) -> None:
     )
     put(tmp_path / "dated.csv.gz", renamed)
     dated = own.read(tmp_path / "dated.csv.gz", put(tmp_path / "i.csv", "what,text\na,x\nb,y\n"),
-                     user="who", item="what", time="when")  # fmt: skip
+                     columns={"user": "who", "item": "what", "time": "when"})  # fmt: skip
     assert rows_of(dated) == {"007": ["b", "a"], "8": ["a"]}
     assert np.diff(dated.sequences.times[:2]).tolist() == [86400 + 3 * 3600 + 4 * 60 + 5]
     for path in (events, items):
@@ -455,9 +455,9 @@ BAD_OWN: list[tuple[str, str, str]] = [
     (
         OWN.replace("user", "customer"),
         OWN_ITEMS,
-        r"mine\.csv: no column 'user' \(there are customer",
+        r"mine\.csv: no column is known as the user; there are customer, .*user=customer,item=item",
     ),
-    (OWN, OWN_ITEMS.replace("text", "title"), r"mine_items\.csv: no column 'text'"),
+    (OWN, OWN_ITEMS.replace("text", "words"), r"mine_items\.csv: no column is known as the text"),
     (OWN + "8,b,\n", OWN_ITEMS, "column 'time' is empty in row 4"),
     (OWN + "8,b,soon\n", OWN_ITEMS, "numbers .seconds. or dates expected"),
     (OWN + "8,c,9\n", OWN_ITEMS, "1 items have no text, the first one is 'c'"),

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from experiments.runner import settings
 from experiments.runner.about import About, Headline
 from graph import names
-from graph.data import reading
+from graph.data import columns, reading
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class LinkGroup:
             to choose the checkpoint, where the file has no validation.
         test_share: of the edges, held out by a split that is made.
         seed: of what is made.
+        columns: names of the columns of your own table, "source=from,target=to,time=ts"; those left
+            out are recognized.
     """
 
     root: str
@@ -57,8 +59,10 @@ class LinkGroup:
     valid_share: float
     test_share: float
     seed: int
+    columns: str = ""
 
     def __post_init__(self) -> None:
+        columns.parse(self.columns)
         allowed = {
             "format": tuple(reading.FORMATS),
             "split": reading.SPLITS,

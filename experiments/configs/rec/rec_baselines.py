@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from experiments.runner import settings
 from experiments.runner.about import About, Headline
-from rec.data import reading
+from rec.data import columns, reading
 
 FORMATS = tuple(reading.FORMATS)
 
@@ -37,8 +37,8 @@ class RecData:
             files `interactions` and `item_text`) or "planted" (made from the seed: `users` walk
             over 512 items of a known tree).
         name: of the category or folder.
-        interactions: CSV or Parquet with columns user, item, time.
-        item_text: CSV or Parquet with columns item, text.
+        interactions: CSV, TSV or Parquet with columns user, item, time.
+        item_text: CSV, TSV or Parquet with columns item, text; "" where nothing reads texts.
         users: of a planted corpus.
         core: users and items with fewer interactions are left out, again and again; 0 keeps all.
         split: "leave_one_out" or "temporal".
@@ -48,6 +48,8 @@ class RecData:
         textless: items without text: "refuse" or "drop".
         features: "tfidf" or a .npy file of item vectors in order of the items.
         feature_dim: width of tfidf vectors.
+        columns: names of the columns of your tables, "user=user_id,item=asin,time=ts,text=title";
+            those left out are recognized.
     """
 
     root: str
@@ -65,6 +67,7 @@ class RecData:
     textless: str
     features: str
     feature_dim: int
+    columns: str = ""
 
     def __post_init__(self) -> None:
         allowed = {
@@ -79,11 +82,9 @@ class RecData:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {values}")
         settings.at_least("data", 0, core=self.core)
         settings.at_least("data", 1, feature_dim=self.feature_dim, users=self.users)
-        if self.format == "own" and not (self.interactions and self.item_text):
-            raise ValueError(
-                "format='own' needs interactions and item_text: "
-                "--config.data.interactions=FILE --config.data.item_text=FILE"
-            )
+        columns.parse(self.columns)
+        if self.format == "own" and not self.interactions:
+            raise ValueError("format='own' needs --config.data.interactions=FILE")
         if self.split == "temporal" and self.valid_from >= self.test_from:
             raise ValueError(
                 f"valid_from={self.valid_from} must be before test_from={self.test_from}"

@@ -5,6 +5,7 @@ The text itself is no artifact: it is read again through the data root, and its 
 one, is compared.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from attention import data as texts
-from attention.lm import heads, model, sampler, tokenizer, training
+from attention.lm import heads, loading, model, sampler, tokenizer, training
 from attention.lm.config import LMConfig
 from attention.lm.tokenizer import Tokenizer
 from experiments.runner import data, settings
 from experiments.runner.contract import Experiment
 from experiments.runner.errors import UserError
+from experiments.runner.queries import Query, text_of
 from experiments.systems.attention.language import figures as lm_figures
 from experiments.systems.attention.language import wiring as language
 
@@ -113,7 +115,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         splits=("valid", "lengths"),
         selectable=("valid/loss",),
         figures=lm_figures.make_figures(cfg, made, valid, context),
-        actions={"sample": make_sample(cfg, made, context)},
+        actions={"sample": make_sample(cfg, made, context), "publish": make_publish(cfg, made)},
     )
 
 
@@ -194,7 +196,7 @@ def make_evaluate(
 
 
 def make_sample(cfg: LMConfig, made: Tokenizer, context: int) -> Any:
-    """--mode=sample --query="ROMEO:": continues a text."""
+    """Makes the action --mode=sample --query="ROMEO:", which continues a text."""
 
     # The model may have more rows than the tokenizer has ids.
     real = sampler.Constraint(
@@ -202,9 +204,10 @@ def make_sample(cfg: LMConfig, made: Tokenizer, context: int) -> Any:
         advance=lambda carry, tokens: carry,
     )
 
-    def sample(state: Mapping[str, Any], query: str) -> str:
+    def sample(state: Mapping[str, Any], query: Query) -> str:
+        text = text_of(query, "the beginning of a text")
         try:
-            prompt = made.encode(query)[-context:]
+            prompt = made.encode(text)[-context:]
         except ValueError as error:
             raise UserError(f"--query: {error}") from error
         if not prompt:
@@ -221,6 +224,32 @@ def make_sample(cfg: LMConfig, made: Tokenizer, context: int) -> Any:
             constraint=real,
             carry=jnp.full((1,), made.vocab_size),
         )
-        return query + made.decode(np.asarray(drawn.ids[0]).tolist())
+        return text + made.decode(np.asarray(drawn.ids[0]).tolist())
 
     return sample
+
+
+def make_publish(cfg: LMConfig, made: Tokenizer) -> Any:
+    """Makes the action --mode=publish --out=DIR: config.json, weights and tokenizer in the layout
+    that `attention.lm.loading` reads, and other programs with it."""
+
+    def publish(state: Mapping[str, Any], query: Query) -> dict[str, bytes]:
+        del query
+        try:
+            from safetensors.numpy import save
+        except ModuleNotFoundError as error:
+            raise UserError(
+                '--mode=publish needs safetensors, which is not installed: pip install -e ".[lm]"'
+            ) from error
+        try:
+            config = loading.write_config(cfg)
+            tensors = loading.export(state["params"], cfg)
+        except ValueError as error:
+            raise UserError(f"--mode=publish: {error}") from error
+        return {
+            "config.json": (json.dumps(config, indent=1) + "\n").encode(),
+            "model.safetensors": save(tensors, {"format": "np"}),
+            "banyan_tokenizer.json": (json.dumps(made.to_json()) + "\n").encode(),
+        }
+
+    return publish

@@ -18,10 +18,11 @@ from banyan.types import State
 from experiments.runner import settings
 from experiments.runner.errors import UserError
 from experiments.runner.plots import png
+from experiments.runner.queries import Query, text_of
 
 Records = Sequence[Mapping[str, Any]]
 QUERY = re.compile(
-    r"d(?P<dist>\d+)\s+depth(?P<depth>\d+)(?:\s+seed(?P<seed>\d+))?(?:\s+(?P<gif>\S+\.gif))?"
+    r"d(?P<dist>\d+)\s+depth(?P<depth>\d+)(?:\s+seed(?P<seed>\d+))?(?:\s+(?P<gif>[\w.-]+\.gif))?"
 )
 
 
@@ -163,19 +164,20 @@ def make_figures(
 
 def make_watch(
     config: ConfigDict, net: ActorCritic, made: tasks.Tasks
-) -> Callable[[Mapping[str, Any], str], str]:
-    """Action `watch`: --query="d2 depth1 seed7" prints an episode of the agent as text, and with
-    the name of a file behind it, "d2 depth1 seed7 agent.gif", draws it there too."""
+) -> Callable[[Mapping[str, Any], Query], str | dict[str, bytes]]:
+    """Makes the action `watch`: --query="d2 depth1 seed7" gives an episode of the agent as text,
+    and with the name of a picture behind it, "d2 depth1 seed7 agent.gif", as that picture."""
     depths = settings.groups(config)["env"].all_depths
     play = _player(config, net, made)
 
-    def watch(state: Mapping[str, Any], query: str) -> str:
-        found = QUERY.fullmatch(query.strip())
+    def watch(state: Mapping[str, Any], query: Query) -> str | dict[str, bytes]:
+        text = text_of(query, "d<i> depth<k>")
+        found = QUERY.fullmatch(text.strip())
         dist = int(found["dist"]) if found else 0
         depth = int(found["depth"]) if found else 0
         if not 1 <= dist <= len(made.dists) or depth not in depths:
             raise UserError(
-                f"--query={query!r}: write d<i> depth<k> [seed<n>] [FILE.gif] with i in 1.."
+                f"--query={text!r}: write d<i> depth<k> [seed<n>] [FILE.gif] with i in 1.."
                 f"{len(made.dists)} and k in {depths[0]}..{depths[-1]}, e.g. "
                 f'--query="d1 depth{depths[0]} seed0"'
             )
@@ -183,7 +185,7 @@ def make_watch(
         states, actions, rewards = play(state, dist - 1, depth, int(found["seed"] or 0))
         if found["gif"]:
             frames = render.render_episode(states, made.params, actions, rewards, tile=40)
-            gif.save_gif(found["gif"], frames, fps=5)
+            return {found["gif"]: gif.gif_bytes(frames, fps=5)}
         lines = []
         for t in range(len(actions) + 1):
             one = jax.tree.map(lambda leaf, t=t: leaf[t], states)

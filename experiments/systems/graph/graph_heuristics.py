@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wiring of link prediction without training: every heuristic, over all fixed splits there are."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,10 +11,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.runner import data, inputs, settings
-from experiments.runner.contract import Experiment
+from experiments.runner.contract import Experiment, State
 from experiments.runner.errors import UserError
-from experiments.systems.graph.links import figures, wiring
+from experiments.runner.queries import Columns, Query
+from experiments.systems.graph.links import figures, predict, wiring
+from graph import heuristics
 from graph.data import npz
+
+TOP = 10  # links of a node where the query does not say
+CANDIDATES = 1000  # nodes that are scored for one
 
 
 def expand_splits(config: ConfigDict) -> list[ConfigDict]:
@@ -39,9 +45,10 @@ def expand_splits(config: ConfigDict) -> list[ConfigDict]:
 
 
 def prepare(config: ConfigDict) -> dict[str, Any]:
-    """Makes the card of the graph, of its first split where there are several."""
+    """Makes graph, names and card, of the first split where there are several."""
     splits = [wiring.load(split_config) for split_config in expand_splits(config)]
-    return {"card": {**wiring.describe(splits[0].data), "splits": len(splits)}}
+    card = {**wiring.describe(splits[0].data), "splits": len(splits)}
+    return {**wiring.graph_artifacts(splits[0].data), "card": card}
 
 
 def pool(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -80,4 +87,39 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         init=init,
         evaluate=evaluate,
         figures=figures.make_heuristic_figures(config, artifacts),
+        actions={"predict": make_predict_by(config, artifacts, names)},
     )
+
+
+def make_predict_by(
+    config: ConfigDict, artifacts: Mapping[str, Any], names: Sequence[str]
+) -> Callable[[State, Query], Iterator[Columns]]:
+    """Makes the action that scores pairs by one heuristic, "katz: NODE NODE", or where none is
+    named, for a file or for all, by each of them."""
+    graph = functools.cache(lambda: wiring.build_graph(artifacts))
+
+    def predict_by(state: State, query: Query) -> Iterator[Columns]:
+        name, colon, rest = query.text.partition(":")
+        chosen = list(names)
+        if colon and name.strip() in names:
+            query = query._replace(text=rest.strip())
+            chosen = [name.strip()]
+        elif query.path is None and not query.is_all:
+            raise UserError(
+                f'--query={query.text!r}: say by what, "katz: NODE NODE"; there are '
+                f"{', '.join(names)}"
+            )
+        for heuristic in chosen:
+            options = wiring.choose_options(heuristic, graph())
+            action = predict.make_predict(
+                predict.known_of(artifacts, graph),
+                lambda: wiring.load(expand_splits(config)[0]),
+                config.data.columns,
+                TOP,
+                CANDIDATES,
+                lambda _, pairs, h=heuristic, o=options: heuristics.scores(h, graph(), pairs, **o),
+            )
+            for table in action(state, query):
+                yield {"heuristic": [heuristic] * len(table["rank"]), **table}
+
+    return predict_by

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wiring of the recommenders without training: they are evaluated in `prepare`, and shown."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,8 +11,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.runner import settings
-from experiments.runner.contract import Experiment
-from experiments.systems.rec.recommenders import figures, wiring
+from experiments.runner.contract import Experiment, State
+from experiments.runner.errors import UserError
+from experiments.runner.queries import Columns, Query
+from experiments.systems.rec.recommenders import figures, recommend, wiring
 from rec import metrics
 from rec.baselines import evaluation
 
@@ -19,7 +22,7 @@ from rec.baselines import evaluation
 def prepare(config: ConfigDict) -> dict[str, Any]:
     """Makes items, data card and the rows without training."""
     loaded = wiring.load(config)
-    return wiring.prepare(loaded, wiring.load_features(config, loaded))
+    return wiring.prepare(loaded, wiring.load_features_if_any(config, loaded))
 
 
 def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
@@ -38,7 +41,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     def evaluate(state: Mapping[str, Any], split: Any) -> dict[str, float]:
         del state
         parts = loaded().split
-        vectors = wiring.load_features(config, loaded())
+        vectors = wiring.load_features_if_any(config, loaded())
         baselines = evaluation.evaluate(parts, vectors, wiring.KS, split)
         out = dict(baselines.metrics)
         queries = wiring.select_queries(parts, split, 0)
@@ -56,9 +59,37 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
             out[f"{name}/{split}/coverage@10"] = coverage
         return out
 
+    @functools.cache
+    def fitted() -> dict[str, evaluation.Scorer]:
+        return evaluation.fit(loaded().split.train, wiring.load_features_if_any(config, loaded()))
+
+    def recommend_by(state: State, query: Query) -> Iterator[Columns]:
+        names = [name for name in evaluation.NAMES if f"{name}/test/recall@10" in artifacts["rows"]]
+        name, colon, rest = query.text.partition(":")
+        if colon and name.strip() in names:
+            query = query._replace(text=rest.strip())
+            names = [name.strip()]
+        elif query.path is None and not query.is_all:
+            raise UserError(
+                f'--query={query.text!r}: say by what, "successor: ITEM ITEM"; there are '
+                f"{', '.join(names)}"
+            )
+        for name in names:
+            score = fitted()[name]
+            action = recommend.make_recommend(
+                artifacts,
+                loaded,
+                config.data.columns,
+                eval_config.top,
+                lambda _, rows, wanted, s=score: recommend.rank_scores(s(rows), rows, wanted),
+            )
+            for table in action(state, query):
+                yield {"baseline": [name] * len(table["rank"]), **table}
+
     return Experiment(
         init=init,
         evaluate=evaluate,
         splits=("valid", "test"),
         figures=figures.make_baseline_figures(config, artifacts),
+        actions={"recommend": recommend_by},
     )

@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from experiments.runner import settings
-from experiments.runner.contract import Experiment
+from experiments.runner.contract import Experiment, State
 from experiments.runner.errors import UserError
-from experiments.systems.rec.recommenders import figures, wiring
+from experiments.systems.rec.recommenders import figures, recommend, wiring
 from experiments.systems.rec.recommenders.wiring import Ranking
 from rec import augment, metrics, training
 from rec.data import sequences as seq
@@ -35,7 +35,7 @@ EVAL_ROWS = 256  # histories ranked at once
 def prepare(config: ConfigDict) -> dict[str, Any]:
     """Makes items, data card, and the rows without training."""
     loaded = wiring.load(config)
-    return wiring.prepare(loaded, wiring.load_features(config, loaded))
+    return wiring.prepare(loaded, wiring.load_features_if_any(config, loaded))
 
 
 def make_position_rows(train: Sequences, users: np.ndarray, limit: int) -> dict[str, np.ndarray]:
@@ -104,12 +104,15 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     def answer(state: Mapping[str, Any], history: np.ndarray) -> wiring.Answer:
         rows = seq.pack([history], len(artifacts["items"]))
         scores = ranker(state["params"], rows)[0]
-        # As many more as the history may take out of the list again.
-        order = np.argsort(-scores, kind="stable")[: eval_config.top + len(history)]
-        return wiring.drop_history(order.astype(np.int32), scores[order], history)
+        return recommend.rank_scores(scores[None], rows, eval_config.top)[0]
+
+    def rank(state: State, histories: Sequences, wanted: int) -> list[wiring.Answer]:
+        return recommend.rank_scores(ranker(state["params"], histories), histories, wanted)
 
     lists = wiring.make_lists(loaded, answer)
-    recommend = wiring.make_recommend(artifacts, eval_config.top, cfg.max_items, answer)
+    action = recommend.make_recommend(
+        artifacts, loaded, config.data.columns, eval_config.top, rank, max_items=cfg.max_items
+    )
     tx = training.optimizer(groups["optim"])
     return Experiment(
         init=make_init(model, tx),
@@ -119,7 +122,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         rules=RULES,
         selectable=wiring.SELECTABLE,
         figures=figures.make_ranker_figures(config, artifacts, lists),
-        actions={"recommend": recommend},
+        actions={"recommend": action},
     )
 
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from experiments.configs.rec.tiger import BeamEval
 from experiments.runner import settings
 from experiments.runner.contract import Experiment
-from experiments.systems.rec.recommenders import figures, generators, wiring
+from experiments.systems.rec.recommenders import figures, generators, recommend, wiring
 from experiments.systems.rec.recommenders.generators import (
     Catalogue,
     Decoder,
@@ -64,8 +64,14 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         tables, _ = augment.strategy(loaded().split.train, strategy.pairs, exponents)
         return wiring.make_pair_batch(tables, strategy.rows) | {"sids": catalogue.sids}
 
-    recommend = wiring.make_recommend(
-        artifacts, groups["eval"].top, model.cfg.max_items, evaluation.answer
+    action = recommend.make_recommend(
+        artifacts,
+        loaded,
+        config.data.columns,
+        groups["eval"].top,
+        evaluation.answers,
+        most=evaluation.decoder.list_length,
+        max_items=model.cfg.max_items,
     )
     lists = wiring.make_lists(loaded, evaluation.answer)
     return Experiment(
@@ -76,7 +82,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         rules=RULES,
         selectable=(*wiring.SELECTABLE, "valid/loss"),
         figures=figures.make_ranker_figures(config, artifacts, lists),
-        actions={"recommend": recommend},
+        actions={"recommend": action},
     )
 
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from experiments.runner import settings
 from experiments.runner.contract import Experiment, Rows
-from experiments.systems.graph.links import figures, wiring
+from experiments.systems.graph.links import figures, predict, wiring
 from experiments.systems.graph.links.batches import (
     WHOLE,
     Feeder,
@@ -222,7 +222,14 @@ def make(
         ]
         return np.mean(draws, axis=0)
 
-    predict = wiring.make_predict(artifacts, eval_config.top, eval_config.candidates, score)
+    action = predict.make_predict(
+        predict.known_of(artifacts, functools.cache(lambda: wiring.build_graph(artifacts))),
+        loaded,
+        config.data.columns,
+        eval_config.top,
+        eval_config.candidates,
+        score,
+    )
     return Experiment(
         init=learner.init,
         step=learner.step,
@@ -231,5 +238,5 @@ def make(
         rules=RULES,
         selectable=wiring.selectable_metrics(artifacts),
         figures=figures.make_figures(config, artifacts, evaluation, around),
-        actions={"predict": predict},
+        actions={"predict": action},
     )

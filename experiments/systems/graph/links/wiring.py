@@ -19,10 +19,9 @@ from ml_collections import ConfigDict
 
 from experiments.runner import data, inputs
 from experiments.runner.errors import UserError
-from experiments.runner.queries import lookup
 from graph import csr, heuristics, metrics
 from graph.csr import CSR
-from graph.data import reading
+from graph.data import columns, reading
 from graph.links import LinkData, Links
 
 SELECTABLE = ("auc", "ap", "mrr", *(f"hits@{k}" for k in metrics.HITS))
@@ -66,6 +65,7 @@ def _load(values: str) -> Loaded:
             group.format,
             group.name,
             data.root(group.root),
+            columns=columns.parse(group.columns),
             split=group.split,
             index=group.index,
             protocol=group.protocol,
@@ -223,76 +223,5 @@ def subsample(links: Links, rows: int) -> Links:
     return Links(links.pos[index], links.neg[index] if links.private else links.neg)
 
 
-# --------------------------------------------------------------------------------------- predict
-
 Score = Callable[[Mapping[str, Any], np.ndarray], np.ndarray]
-"""(state, pairs int32 [B, 2]) -> logits [B]."""
-
-
-def make_predict(
-    artifacts: Mapping[str, Any], top: int, candidates: int, score: Score
-) -> Callable[[Any, str], str]:
-    """Makes the action that answers with the logit of a pair "u v", or the likeliest new links of a
-    node "u".
-
-    A query has one of either a line. A node's candidates are all nodes that are no neighbours; of
-    more than `candidates`, those with the largest personalised PageRank from it.
-    """
-    names = list(artifacts["names"])
-    number = {name: i for i, name in enumerate(names)}
-    graph = build_graph(artifacts)
-
-    def predict(state: Any, query: str) -> str:
-        lines = [line.split() for line in query.splitlines() if line.strip()]
-        if not lines:
-            raise UserError('--query is empty: "u v" or "u" is expected, one a line')
-        for words in lines:
-            if len(words) not in (1, 2):
-                raise UserError(f'--query: {" ".join(words)!r}: "u v" or "u" is expected')
-        asked = [[lookup(word, number, "node") for word in words] for words in lines]
-        for words, nodes in zip(lines, asked, strict=True):
-            if len(set(nodes)) < len(nodes):
-                raise UserError(f"--query: {' '.join(words)!r} joins a node to itself")
-        return "\n".join(answer(state, nodes) for nodes in asked)
-
-    def answer(state: Any, nodes: list[int]) -> str:
-        if len(nodes) == 2:
-            pair = np.array([nodes], np.int32)
-            note = " (an edge of the graph)" if csr.contains(graph, pair)[0] else ""
-            return write_pairs(state, pair)[0] + note
-        node = nodes[0]
-        others = choose_candidates(graph, node, candidates)
-        pairs = np.stack([np.full(len(others), node), others], 1).astype(np.int32)
-        if not len(pairs):
-            return f"{names[node]}: linked to every node"
-        logits = score(state, pairs)
-        best = pairs[np.argsort(-logits, kind="stable")[:top]]
-        degree = int(csr.degrees(graph)[node])
-        head = f"{names[node]}: {degree} neighbours, best of {len(pairs):,} candidates"
-        return "\n".join([head, *write_pairs(state, best)])
-
-    def write_pairs(state: Any, pairs: np.ndarray) -> list[str]:
-        logits = score(state, pairs)
-        common_neighbors = heuristics.scores("cn", graph, pairs)
-        return [
-            f"  {names[u]} {names[v]}  logit {logit:+.4f}  probability "
-            f"{1 / (1 + np.exp(-logit)):.4f}  {int(common)} common neighbours"
-            for (u, v), logit, common in zip(
-                pairs.tolist(), logits.tolist(), common_neighbors, strict=True
-            )
-        ]
-
-    return predict
-
-
-def choose_candidates(graph: CSR, node: int, count: int) -> np.ndarray:
-    """Chooses nodes that are no neighbours, the `count` with the largest PageRank from `node`."""
-    is_free = np.ones(graph.num_nodes, bool)
-    is_free[graph.indices[graph.indptr[node] : graph.indptr[node + 1]]] = False
-    is_free[node] = False
-    nodes = np.flatnonzero(is_free)
-    if len(nodes) <= count:
-        return nodes
-    pairs = np.stack([np.full(len(nodes), node), nodes], 1).astype(np.int32)
-    rank = heuristics.scores("ppr", graph, pairs)
-    return np.sort(nodes[np.argsort(-rank, kind="stable")[:count]])
+"""(state, pairs int32 [B, 2]) -> logits, or other scores, [B]."""

@@ -158,6 +158,7 @@ class Decoder:
         window = policies.largest_bucket(catalogue.trie)
         per_sid = min(eval_config.per_sid, window)
         num_items = eval_config.beams * per_sid
+        self.list_length = num_items
 
         def decode(params: Any, histories: Histories, trie: Trie, values: jax.Array) -> Any:
             beams = generator.search(params, histories, trie)
@@ -268,10 +269,20 @@ class Evaluation:
     def answer(self, state: Mapping[str, Any], history: np.ndarray) -> Answer:
         """Recommends items after one history int32 [T], without those in it."""
         rows = seq.pack([history], len(self._artifacts["items"]))
-        query = Queries(np.zeros(1, np.int32), rows, np.zeros(1, np.int32))
-        values = self._bucket_values(None, query)
-        decoded = self.decoder.decode(self._matching_params(state), query, values)
-        return wiring.drop_history(decoded.items[0], decoded.scores[0], history)
+        return self.answers(state, rows, self.decoder.list_length)[0]
+
+    def answers(self, state: Mapping[str, Any], histories: Sequences, wanted: int) -> list[Answer]:
+        """Recommends items after each of several histories, without those in it."""
+        nobody = np.zeros(histories.num_users, np.int32)
+        queries = Queries(nobody, histories, nobody)
+        values = self._bucket_values(None, queries)
+        decoded = self.decoder.decode(self._matching_params(state), queries, values)
+        listed = zip(decoded.items, decoded.scores, strict=True)
+        answers = []
+        for row, (items, scores) in enumerate(listed):
+            left = wiring.drop_history(items, scores, histories.of(row))
+            answers.append(Answer(left.items[:wanted], left.scores[:wanted]))
+        return answers
 
     def _bucket_values(self, train: Sequences | None, queries: Queries) -> np.ndarray:
         """Computes what items of one SID are ranked by, see `policies.bucket_values`."""

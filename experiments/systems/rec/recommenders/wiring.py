@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all recommenders share: the corpus and its split, the rows without training that every
-learned one stands beside, the metrics of a ranking, and --mode=recommend.
+learned one stands beside, and the metrics of a ranking.
 
 The interactions are no artifact: they are read again through the data root and their SHA-256, which
 is one, is compared. Names and texts of items are artifacts, so that a run folder can recommend.
@@ -18,11 +18,10 @@ from ml_collections import ConfigDict
 
 from experiments.runner import data, inputs
 from experiments.runner.errors import UserError
-from experiments.runner.queries import lookup
 from rec import augment, metrics, text
 from rec.baselines import evaluation as baselines
 from rec.baselines import reachability, scorers
-from rec.data import cards, embeddings, own, planted, reading
+from rec.data import cards, columns, embeddings, own, planted, reading
 from rec.data import sequences as seq
 from rec.data.events import Policy
 from rec.data.sequences import Corpus, Queries, Split
@@ -84,15 +83,32 @@ def _read(group: ConfigDict, seed: int) -> Corpus:
     policy = Policy(group.ties, seed, group.repeats, group.textless, dated_parts)
     root = data.root(group.root)
     if group.format == "own":
-        paths = [Path(p).expanduser() for p in (group.interactions, group.item_text)]
-        events, texts = (
-            p if p.is_file() or p.is_absolute() else root / data.inside(str(p)) for p in paths
-        )
-        return own.read(events, texts, policy=policy)
+        events = _own_path(group.interactions, root)
+        texts = _own_path(group.item_text, root) if group.item_text else None
+        return own.read(events, texts, policy, columns.parse(group.columns))
     dataset = f"{group.format}/{group.name}" if group.format == "amazon2014" else group.name
     if dataset in data.declared():
         data.fingerprints(dataset, group.root)  # a dataset with declared hashes is verified
     return reading.read(group.format, group.name, root, policy)
+
+
+def _own_path(name: str, root: Path) -> Path:
+    """A file of the user's, from where they stand or below the data root."""
+    path = Path(name).expanduser()
+    return path if path.is_file() or path.is_absolute() else root / data.inside(str(path))
+
+
+def has_text(config: ConfigDict) -> bool:
+    """Whether items have vectors to be compared by: own data without a table of texts, and without
+    a file of vectors, has none."""
+    group = config.data
+    return group.format != "own" or bool(group.item_text) or group.features != "tfidf"
+
+
+def load_features_if_any(config: ConfigDict, loaded: Loaded) -> np.ndarray | None:
+    """Reads item vectors float32 [N, d]; None where there is no text, which only the row "content"
+    needs."""
+    return load_features(config, loaded) if has_text(config) else None
 
 
 def load_features(config: ConfigDict, loaded: Loaded) -> np.ndarray:
@@ -105,6 +121,11 @@ def load_features(config: ConfigDict, loaded: Loaded) -> np.ndarray:
         UserError: a file that does not fit.
     """
     group = config.data
+    if not has_text(config):
+        raise UserError(
+            f"{config.system} reads the texts of items: give --config.data.item_text=FILE (columns "
+            "item and text), or vectors, --config.data.features=FILE.npy"
+        )
     if group.features != "tfidf":
         try:
             path = Path(group.features).expanduser()
@@ -116,14 +137,18 @@ def load_features(config: ConfigDict, loaded: Loaded) -> np.ndarray:
     return data.packed("tfidf", key, encode)["x"][loaded.in_core]
 
 
-def prepare(loaded: Loaded, vectors: np.ndarray) -> dict[str, Any]:
-    """Makes the artifacts of any recommender: items, data card, and the rows without training."""
+def prepare(loaded: Loaded, vectors: np.ndarray | None) -> dict[str, Any]:
+    """Makes the artifacts of any recommender: items, data card, and the rows without training.
+
+    Args:
+        vectors: of the items, None where there is no text: the row "content" is then left out.
+    """
     corpus = loaded.corpus
     split = loaded.split
     card = cards.card(corpus, split)
     baseline = baselines.evaluate(split, vectors, KS, "test")
     rows = baseline.metrics
-    names = baselines.NAMES
+    names = tuple(baseline.ranks)
     if loaded.law is not None:
         ranks = planted.bayes_ranks(loaded.law, split.test)
         rows = rows | metrics.summarize(ranks, KS, "bayes/test/")
@@ -136,6 +161,8 @@ def prepare(loaded: Loaded, vectors: np.ndarray) -> dict[str, Any]:
     for name in names:
         cells = " ".join(f"{m} {rows[f'{name}/test/{m}']:.4f}" for m in ("recall@10", "ndcg@10"))
         print(f"  {name:<12} test: {cells}")
+    if vectors is None:
+        print("  content      test: not measured: no text")
     return {
         "items": corpus.items,
         "texts": corpus.texts,
@@ -241,7 +268,7 @@ def evaluate_ranking(
     return out
 
 
-# ------------------------------------------------------------------------------------- recommend
+# ------------------------------------------------------------------------------------- answers
 
 
 class Answer(NamedTuple):
@@ -251,41 +278,6 @@ class Answer(NamedTuple):
     """int [K], -1 for no item."""
     scores: np.ndarray
     """float [K]."""
-
-
-def make_recommend(
-    artifacts: Mapping[str, Any], top: int, max_items: int, answer: Callable[[Any, Any], Answer]
-) -> Callable[[Mapping[str, Any], str], str]:
-    """Makes the action --mode=recommend --query="item item item", one history per line, oldest item
-    first.
-
-    Args:
-        max_items: newest items of a history that the model reads.
-        answer: (state, int32 [T] whole history) -> Answer, items of the history left out, also
-            those older than the newest max_items.
-    """
-    items, texts = artifacts["items"], artifacts["texts"]
-    number = {name: i for i, name in enumerate(items)}
-
-    def recommend(state: Mapping[str, Any], query: str) -> str:
-        lines = [line.split() for line in query.splitlines() if line.strip()]
-        if not lines:
-            raise UserError('--query="": give items of a history, oldest first, or @FILE')
-        histories = [[lookup(name, number, "item") for name in line] for line in lines]
-        answers = [write(state, *both) for both in zip(lines, histories, strict=True)]
-        return "\n".join(answers)
-
-    def write(state: Mapping[str, Any], names: list[str], history: list[int]) -> str:
-        note = f" (the newest {max_items} are read)" if len(history) > max_items else ""
-        out = [f"after {' '.join(names)}{note}:"]
-        best = answer(state, np.asarray(history, np.int32))
-        listed = zip(best.items[:top], best.scores[:top], strict=True)
-        for place, (item, score) in enumerate(listed, 1):
-            if item >= 0:
-                out.append(f"{place:>3}  {score:8.4f}  {items[item]}  {shorten(texts[item])}")
-        return "\n".join(out)
-
-    return recommend
 
 
 def shorten(words: str) -> str:
