@@ -22,12 +22,14 @@ from experiments.runner import (
     checkpoint,
     content,
     folder,
+    names,
     report,
     results,
     schedule,
     settings,
     sharding,
 )
+from experiments.runner.about import Headline
 from experiments.runner.assemble import (
     Assembly,
     assemble,
@@ -36,7 +38,7 @@ from experiments.runner.assemble import (
     read_donor,
 )
 from experiments.runner.clock import Timer, Trace, stop_signal
-from experiments.runner.contract import Experiment, Rows, State
+from experiments.runner.contract import Experiment, Picture, Rows, State
 from experiments.runner.errors import UserError
 from experiments.runner.hosts import agree, is_main, sync, to_host
 from experiments.runner.lock import FolderLock
@@ -434,13 +436,17 @@ def _finish(session: Session, state: State) -> dict[str, Any]:
         "steps_per_s": round(rate, 4) if (rate := session.timer.rate()) else None,
         "time_s": {kind: round(seconds, 2) for kind, seconds in session.timer.spent.items()},
     }
-    pictures: Mapping[str, bytes | Rows] = {}
+    figures: Mapping[str, Picture | Rows] = {}
     if asm.experiment.figures is not None:  # on every process: it may compute with the state
-        pictures = asm.experiment.figures(session.records, state)
+        figures = asm.experiment.figures(session.records, state)
     if is_main():
         headline = results.headline_of(config)
         folder.write_json(session.workdir / "results.json", summary)
-        report.write_report(session.workdir, pictures, results.base_values(config), headline)
+        words = names.config_module(config.system)
+        entries = [entry for entry in getattr(words, "HEADLINE", ()) if isinstance(entry, Headline)]
+        about = getattr(words, "ABOUT", None)
+        base = results.base_values(config)
+        report.write_report(session.workdir, figures, base, entries, about)
         session.writer.text(results.summary_text(summary, session.workdir, headline))
     sync("finished")
     return summary
