@@ -80,7 +80,9 @@ def test_pictures_and_watch(state: Any, tmp_path: Path) -> None:
         assert isinstance(picture, Picture) and len(picture.caption) > 40, title
         image = Image.open(io.BytesIO(picture.data))
         assert image.format in ("PNG", "GIF") and min(image.size) > 100, title
-    frames = Image.open(io.BytesIO(list(pictures.values())[-1].data))
+    film = list(pictures.values())[-1]
+    assert isinstance(film, Picture)
+    frames = Image.open(io.BytesIO(film.data))
     assert getattr(frames, "n_frames", 1) > 3
     watch = experiment.actions["watch"]
     text = watch(state, "d2 depth1 seed3")

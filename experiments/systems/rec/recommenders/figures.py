@@ -75,7 +75,8 @@ def card_rows(card: Mapping[str, Any]) -> Rows:
     artifact)."""
     caption = (
         "Counts of the data after filtering. ascending_pairs: neighbors of a row "
-        "whose raw names ascend. Far above .5, events of the same time stand in name order, and counting successors profits from it."
+        "whose raw names ascend. Far above .5, events of the same time stand in name order, and "
+        "counting successors profits from it."
     )
     plain = {k: v if isinstance(v, int | float) else str(v) for k, v in card.items()}
     plain |= {k: str(v) for k, v in card.items() if isinstance(v, bool)}
