@@ -100,10 +100,10 @@ def dispatch(values: flags.FlagValues, words: list[str]) -> int:
         if values.mode == "report":
             for path in words or [values.workdir]:
                 folder.read_results(Path(path))  # before JAX is imported
-            from experiments.runner import report
+            from experiments.runner import compare
 
             folders = [Path(w) for w in words] or [Path(values.workdir)]
-            print(report.write_comparison(folders, Path(values.workdir or runs_folder())))
+            print(compare.write_comparison(folders, Path(values.workdir or runs_folder())))
             return 0
         if values.mode == "train":
             train(values)

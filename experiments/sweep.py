@@ -153,9 +153,9 @@ def summarize(sweep: Sweep, outcomes: Sequence[Outcome]) -> int:
     complete = {outcome.member.name for outcome in outcomes if outcome.state == "finished"}
     folders = [sweep.out / m.name for m in sweep.members if m.name in complete]
     if folders:
-        from experiments.runner import report
+        from experiments.runner import compare
 
-        print(report.write_comparison(folders, sweep.out))
+        print(compare.write_comparison(folders, sweep.out))
     incomplete = [outcome for outcome in outcomes if outcome.state != "finished"]
     for outcome in incomplete:
         print(f"{outcome.state}: {outcome.member.name}, see {sweep.log(outcome.member)}")

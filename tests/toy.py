@@ -108,7 +108,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Any:
     import optax
     from jax.sharding import PartitionSpec as P
 
-    from experiments.runner.contract import Experiment
+    from experiments.runner.contract import Experiment, Picture
 
     toy, seed = settings.groups(config)["toy"], config.seed
     truth = artifacts["truth"]
@@ -170,7 +170,9 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Any:
         selectable=("valid/error", "valid/score"),
         milestones=toy.milestones,
         summary=lambda records: {"count": float(len(records))},
-        figures=lambda records, state: {f"dots at {int(state['step'])}": PNG},
+        figures=lambda records, state: {
+            f"dots at {int(state['step'])}": Picture(PNG, "One pixel: that there is a picture.")
+        },
         actions={
             "say": lambda state, query: f"{query.text} {artifacts['note']['made'][0]}",
             "step": lambda state, query: str(int(state["step"])),
@@ -178,6 +180,17 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Any:
             "plot": lambda state, query: {"plot.png": PNG, "shape.json": b'{"width": 1}'},
         },
     )
+
+
+def compare(folders: Any) -> dict[str, Any]:
+    """What --mode=report of several runs shows beside the metrics."""
+    from experiments.runner.contract import Picture, Rows
+
+    rows = tuple((folder.name, len(folder.name)) for folder in folders)
+    return {
+        "Names": Rows(("folder", "letters"), rows, "Letters in the name of each folder."),
+        "A dot": Picture(PNG, "One pixel for all of them."),
+    }
 
 
 PNG = bytes.fromhex(

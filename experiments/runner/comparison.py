@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics over seeds: runs pooled into groups, bootstrap intervals, differences."""
+"""Statistics over seeds and over queries: groups of runs, bootstrap intervals, differences."""
 
 import math
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,6 +120,56 @@ def difference(
         a, num_resamples, generator
     )
     return Difference(mean, *_quantiles(means, level), False)
+
+
+def read_ranks(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a ranks.npz: (queries [Q], ranks int [Q] of their targets, 0 the best).
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            queries = arrays["queries"]
+            ranks = arrays["ranks"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    is_whole = ranks.ndim == 1 and queries.shape == ranks.shape
+    if not is_whole or ranks.dtype.kind not in "iu" or (ranks < 0).any():
+        raise UserError(f"{path} is damaged: queries [Q] and integer ranks [Q] >= 0 were expected")
+    return queries, ranks
+
+
+def rank_metrics(ranks: np.ndarray) -> dict[str, np.ndarray]:
+    """Metrics of each query, float [Q], from the rank of its one target."""
+    place = np.asarray(ranks, np.float64)
+    is_listed = place < 10
+    return {
+        "recall@10": is_listed.astype(np.float64),
+        "ndcg@10": np.where(is_listed, 1 / np.log2(place + 2), 0.0),
+        "mrr": 1 / (place + 1),
+    }
+
+
+def rank_differences(
+    first: Path, second: Path, num_resamples: int = 2_000
+) -> dict[str, Difference] | None:
+    """Differences second - first with intervals over the queries of two ranks.npz.
+
+    Queries are resampled in pairs: each keeps both its ranks. None where the queries differ.
+    """
+    queries, ranks = read_ranks(first)
+    other_queries, other_ranks = read_ranks(second)
+    if not np.array_equal(queries, other_queries):
+        return None
+    ours = rank_metrics(ranks)
+    theirs = rank_metrics(other_ranks)
+    out = {}
+    for metric in ours:
+        gaps = theirs[metric] - ours[metric]
+        interval = bootstrap_interval(gaps, num_resamples)
+        out[metric] = Difference(float(gaps.mean()), *interval, True)
+    return out
 
 
 class Group(NamedTuple):

@@ -27,7 +27,7 @@ FILES = (
 )
 NUMBER = (int, float)
 VECTOR_FLAGS = ("sse4", "avx", "fma", "amx", "asimd", "sve", "bf16")
-FOLDERS = ("checkpoints", "artifacts", "profile", "tb", "wandb")
+FOLDERS = ("checkpoints", "artifacts", "profile", "report_files", "tb", "wandb")
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
 ROOT = Path(__file__).resolve().parents[2]
 

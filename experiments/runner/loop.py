@@ -37,7 +37,7 @@ from experiments.runner.assemble import (
     read_donor,
 )
 from experiments.runner.clock import Timer, Trace, stop_signal
-from experiments.runner.contract import Experiment, Rows, State
+from experiments.runner.contract import Experiment, Picture, Rows, State
 from experiments.runner.errors import UserError
 from experiments.runner.hosts import agree, is_main, sync, to_host
 from experiments.runner.lock import FolderLock
@@ -435,15 +435,15 @@ def _finish(session: Session, state: State) -> dict[str, Any]:
         "steps_per_s": round(rate, 4) if (rate := session.timer.rate()) else None,
         "time_s": {kind: round(seconds, 2) for kind, seconds in session.timer.spent.items()},
     }
-    pictures: Mapping[str, bytes | Rows] = {}
+    figures: Mapping[str, Picture | Rows] = {}
     if asm.experiment.figures is not None:  # on every process: it may compute with the state
-        pictures = asm.experiment.figures(session.records, state)
+        figures = asm.experiment.figures(session.records, state)
     if is_main():
         headline = results.headline_of(config)
         folder.write_json(session.workdir / "results.json", summary)
         report.write_report(
             session.workdir,
-            pictures,
+            figures,
             results.base_values(config),
             headline,
             results.about_of(config),

@@ -15,6 +15,7 @@ PICTURES = {
     b"GIF87a": "image/gif",
     b"GIF89a": "image/gif",
 }
+LONGEST_WORD = 32  # letters without a space that a table cell keeps on one line
 STYLE = """
 :root{--bg:#fff;--fg:#1d2129;--soft:#5c6470;--line:#e3e6eb;--card:#f6f7f9;--hi:#1f5fd0;--warn:#a34a00}
 @media(prefers-color-scheme:dark){:root{--bg:#15181d;--fg:#e4e7ec;--soft:#9aa3b0;--line:#2d333c;
@@ -25,11 +26,14 @@ main{max-width:1080px;margin:0 auto;padding:32px 24px 64px}
 h1{font-size:26px;margin:0 0 4px}
 h2{font-size:18px;margin:40px 0 10px;padding-bottom:4px;border-bottom:1px solid var(--line)}
 h3{font-size:15px;margin:24px 0 6px}
-p.note,figcaption,.lead{color:var(--soft)}p.note{font-size:13px;margin:6px 0}
+p.note,figcaption{color:var(--soft);font-size:13px;max-width:76em}p.note{margin:6px 0}
+figcaption{margin:4px 0 0}.lead{font-size:16px;margin:6px 0 18px;max-width:60em}
 .scroll{overflow-x:auto}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:5px 18px 5px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line);
-overflow-wrap:anywhere}
+table{border-collapse:separate;border-spacing:0;font-variant-numeric:tabular-nums}
+th,td{padding:5px 18px 5px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
+th:first-child,td:first-child{position:sticky;left:0;background:var(--bg)}
+td.whole{white-space:nowrap}td.long{overflow-wrap:anywhere;min-width:12em}
+td.text{min-width:16em}
 th{font-weight:600;color:var(--soft);font-size:13px;white-space:nowrap}
 td.n{text-align:right;white-space:nowrap}th.n{text-align:right}
 code,pre{font:13px/1.5 ui-monospace,Menlo,Consolas,monospace}
@@ -45,6 +49,8 @@ figure{margin:0}figure img{max-width:100%;height:auto}.grid img{width:100%}
 .bar{display:flex;height:18px;border-radius:4px;overflow:hidden;margin:8px 0 12px}
 .dot{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:8px}
 summary{cursor:pointer;color:var(--hi);margin:10px 0}
+@media(max-width:600px){main{padding:20px 14px 48px}.cards{grid-template-columns:1fr 1fr}
+th,td{padding-right:12px;font-size:14px}td.long{min-width:9em;max-width:60vw}}
 """
 
 
@@ -92,6 +98,15 @@ def numeric(value: Any, strong: bool = False) -> Cell:
     return Cell(number(value), strong, repr(value), True)
 
 
+def _width_class(text: str, is_first: bool) -> str:
+    """CSS class of a cell: the first column stays whole, only long unbroken values are broken."""
+    if max(map(len, text.split()), default=0) > LONGEST_WORD:
+        return "long"
+    if is_first and len(text) <= LONGEST_WORD:
+        return "whole"
+    return "text" if len(text) > LONGEST_WORD else ""
+
+
 def html_table(table: Table) -> str:
     """A table whose columns of numbers are right-aligned."""
     right = [
@@ -105,12 +120,13 @@ def html_table(table: Table) -> str:
     lines = []
     for row in table.rows:
         cells = []
-        for cell, r in zip(row, right, strict=True):
+        for index, (cell, r) in enumerate(zip(row, right, strict=True)):
             title = f' title="{escape(cell.exact)}"' if cell.exact else ""
             text = f"<b>{escape(cell.text)}</b>" if cell.strong else escape(cell.text)
             if cell.color:
                 text = f'<span class=dot style="background:{cell.color}"></span>{text}'
-            cells.append(f"<td{' class=n' if r else ''}{title}>{text}</td>")
+            kind = "n" if r else _width_class(cell.text, index == 0)
+            cells.append(f"<td{f' class={kind}' if kind else ''}{title}>{text}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     body = "\n".join(lines)
     return (
@@ -128,8 +144,8 @@ def markdown_table(table: Table) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
-def picture(title: str, data: bytes, caption: str = "") -> str:
-    """A figure element with the picture inside.
+def picture(title: str, data: bytes, caption: str = "", show_title: bool = False) -> str:
+    """A figure element with the picture inside and its caption below.
 
     Raises:
         ValueError: neither PNG nor GIF.
@@ -137,7 +153,8 @@ def picture(title: str, data: bytes, caption: str = "") -> str:
     kind = next((kind for magic, kind in PICTURES.items() if data.startswith(magic)), None)
     if kind is None:
         raise ValueError(f"figure {title!r} is neither PNG nor GIF (starts with {data[:8]!r})")
-    text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    head = f"<b>{escape(title)}</b> " if show_title else ""
+    text = f"<figcaption>{head}{escape(caption)}</figcaption>" if head or caption else ""
     source = base64.b64encode(data).decode()
     return f'<figure><img alt="{escape(title)}" src="data:{kind};base64,{source}">{text}</figure>\n'
 
@@ -155,11 +172,22 @@ def page(title: str, body: str) -> str:
     )
 
 
-def text_table(table: Table) -> str:
-    """Aligned columns for a terminal."""
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def text_table(table: Table, width: int = 0) -> str:
+    """Aligned columns for a terminal, its lines cut to `width` where that is not 0.
+
+    The widest columns are cut first.
+    """
     rows = [list(table.head), *([c.text for c in row] for row in table.rows)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(table.head))]
-    return "\n".join(
-        "  " + "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    while width and sum(widths) + 2 * len(widths) > width and max(widths) > 4:
+        widths[widths.index(max(widths))] -= 1
+    lines = []
+    for row in rows:
+        cells = [_cut(text, room).ljust(room) for text, room in zip(row, widths, strict=True)]
+        line = "  " + "  ".join(cells).rstrip()
+        lines.append(_cut(line, width) if width else line)
+    return "\n".join(lines)

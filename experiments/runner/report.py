@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run folder as one page: report.md and report.html (self-contained); several runs compared.
+"""A run folder as one page: report.html (self-contained), and report.md with its pictures.
 
-Both pages are made from the same tables.
+Both pages are made from the same sections; several runs side by side are in compare.py.
 """
 
 import json
-import math
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.runner import plots, settings
-from experiments.runner.comparison import Group, difference, load_groups, spread, summarize
-from experiments.runner.comparison import bootstrap_interval as bootstrap_interval
-from experiments.runner.contract import Rows
-from experiments.runner.errors import UserError
+from experiments.runner.about import About, Headline
+from experiments.runner.comparison import spread
+from experiments.runner.contract import Picture, Rows
 from experiments.runner.folder import read_json, write_text
 from experiments.runner.pages import (
     Cell,
@@ -27,11 +27,12 @@ from experiments.runner.pages import (
     numeric,
     page,
     picture,
-    text_table,
 )
+from experiments.runner.verdict import judge
 from experiments.runner.writer import read_metrics, short
 
-MAX_PLOTS = 12
+MAX_PLOTS = 8
+PICTURES = "report_files"  # beside report.md
 REPRODUCIBLE = (
     "The same seed gives the same bits on the same machine, jax and XLA flags; elsewhere numbers "
     "agree within the spread over seeds."
@@ -188,70 +189,137 @@ def last_table(found: Sequence[plots.Curve]) -> Table:
 
 
 class Section(NamedTuple):
-    """A heading with the same content for both pages, and what only HTML can show."""
+    """A heading with the same content for both pages."""
 
     title: str
     note: str = ""
     table: Table | None = None
-    pictures: str = ""  # HTML
+    pictures: tuple[tuple[str, Picture], ...] = ()
+    """(title, picture), side by side where there are several."""
+    html: str = ""
+    """What only the HTML page can show, above the table."""
     folded: bool = False
 
 
-def figure_section(title: str, figure: bytes | Rows) -> Section:
-    """What a system adds to the page: a picture or a table."""
-    if isinstance(figure, bytes):
-        return Section(title, "", None, picture(title, figure))
+def figure_section(title: str, figure: Picture | Rows) -> Section:
+    """Makes a section of what a system adds to the page: a picture or a table.
+
+    Raises:
+        ValueError: the caption is empty.
+    """
+    if not figure.caption.strip():
+        raise ValueError(f"figure {title!r} has no caption: say in a sentence what it shows")
+    if isinstance(figure, Picture):
+        return Section(title, pictures=((title, figure),))
     rows = [
         [Cell(cell) if isinstance(cell, str) else numeric(cell) for cell in row]
         for row in figure.rows
     ]
-    return Section(title, figure.note, Table(figure.head, rows))
+    return Section(title, figure.caption, Table(figure.head, rows))
+
+
+def headline_section(run: Run, headline: Sequence[Headline]) -> Section | None:
+    """The metrics a reader looks for, each beside the best row that needs no training."""
+    metrics = run.results.get("metrics", {})
+    per_seed = run.results.get("per_seed", {})
+    rows = []
+    for entry in headline:
+        if entry.metric not in metrics:
+            continue
+        found = judge(run.results, entry)
+        rows.append(
+            [
+                Cell(entry.metric, strong=True),
+                Cell(found.value, True, repr(metrics[entry.metric]), True),
+                Cell(found.reference or "-"),
+                Cell(found.sentence or "-"),
+                Cell(f"{entry.sentence} ({entry.better} is better)"),
+            ]
+        )
+    if not rows:
+        return None
+    most = max([1, *(len(values) for values in per_seed.values())])
+    note = f"Mean ± sample standard deviation over {most} seeds. " if most > 1 else ""
+    head = ("metric", "this run", "best without training", "verdict", "what it measures")
+    return Section("Headline", note + REPRODUCIBLE, Table(head, rows))
+
+
+def curve_sections(run: Run, headline: Sequence[Headline]) -> list[Section]:
+    """Learning curves: those of the headline, then losses; the rest by first and last value."""
+    found = plots.curves([run.records])
+    named = [entry.metric for entry in headline]
+    drawn = plots.arrange(found, named or list(run.results.get("metrics", {})))
+    sentences = {plots.family(entry.metric): entry.sentence for entry in reversed(headline)}
+    pictures = []
+    for title, lines in drawn[:MAX_PLOTS]:
+        names = ", ".join(line.label for line in lines)
+        measured = sentences.get(plots.family(lines[0].label), "")
+        caption = f"By training step: {names}. {measured}"
+        pictures.append((title, Picture(plots.draw(title, lines), caption.strip())))
+    out = []
+    if pictures:
+        note = plots.legend(found.values())
+        out.append(Section("Learning curves", note, pictures=tuple(pictures)))
+    rest = [line for _, lines in drawn[MAX_PLOTS:] for line in lines]
+    if rest:
+        title = f"{len(rest)} more learning curves"
+        note = "Curves that are not drawn, by their first and last value."
+        out.append(Section(title, note, last_table(rest), folded=True))
+    return out
+
+
+def result_sections(run: Run, is_headed: bool) -> list[Section]:
+    """Every metric, beside published numbers where there are some; folded below a headline."""
+    results = run.results
+    if not results.get("metrics"):
+        return [Section("Results", "No results yet: the run has not reached its end.")]
+    if not is_headed:
+        most = max([1, *(len(v) for v in results.get("per_seed", {}).values())])
+        note = f"Mean ± sample standard deviation over {most} seeds. " if most > 1 else ""
+        return [Section("Results", note + REPRODUCIBLE, results_table(results))]
+    out = []
+    published = [name for name in results.get("paper", {}) if name != "source"]
+    if published:
+        table = results_table(results, published)
+        out.append(Section("Beside published numbers", "In bold what a paper reports.", table))
+    title = f"All {len(results['metrics'])} metrics"
+    note = "Every metric of results.json, with the step of the checkpoint it was measured on."
+    return [*out, Section(title, note, results_table(results), folded=True)]
+
+
+def model_card(run: Run, about: About | None) -> Section:
+    """What a user of the trained model has to know."""
+    seed = dict(facts(run)).get("seed", "?")
+    step = run.results.get("tested", run.results.get("step", "none yet"))
+    rows = {
+        "data and license": about.data if about else "",
+        "intended use": about.use if about else "",
+        "known failures": about.failures if about else "",
+        "trained with": f"seed {seed}, checkpoint of step {number(step)}",
+    }
+    cells = [[Cell(key, strong=True), Cell(text)] for key, text in rows.items() if text]
+    return Section("Model card", "", Table(("", ""), cells))
 
 
 def sections(
     run: Run,
-    figures: Mapping[str, bytes | Rows],
+    figures: Mapping[str, Picture | Rows],
     base: Mapping[str, Any] | None,
-    headline: Sequence[str] = (),
+    headline: Sequence[Headline] = (),
 ) -> list[Section]:
-    """The page below its header."""
-    out = []
-    results = run.results
-    if results.get("metrics"):
-        most = max([1, *(len(v) for v in results.get("per_seed", {}).values())])
-        note = f"Mean ± sample standard deviation over {most} seeds. " if most > 1 else ""
-        note += REPRODUCIBLE
-        shown = [name for name in headline if name in results["metrics"]]
-        out.append(Section("Results", note, results_table(results, shown)))
-        if shown:
-            title = f"All {len(results['metrics'])} metrics"
-            out.append(Section(title, "", results_table(results), folded=True))
-    else:
-        out.append(Section("Results", "No results yet: the run has not reached its end."))
+    """The page below its headline: curves, what the system adds, results, then how it was made."""
+    out = curve_sections(run, headline)
     out += [figure_section(title, figure) for title, figure in figures.items()]
-    found = plots.curves([run.records])
-    drawn = plots.arrange(found, list(results.get("metrics", {})))
-    pictures = "".join(
-        picture(title, plots.draw(title, lines)) for title, lines in drawn[:MAX_PLOTS]
-    )
-    if pictures:
-        out.append(
-            Section(
-                "Learning curves",
-                plots.legend(found.values()),
-                None,
-                f"<div class=grid>{pictures}</div>",
-            )
-        )
-    rest = [line for _, lines in drawn[MAX_PLOTS:] for line in lines]
-    if rest:
-        out.append(Section(f"{len(rest)} more metrics", "", last_table(rest), folded=True))
+    is_headed = any(entry.metric in run.results.get("metrics", {}) for entry in headline)
+    out = [*out, *result_sections(run, True)] if is_headed else [*result_sections(run, False), *out]
     timing = timing_table(run)
     if timing.rows:
-        out.append(Section("Time", "", timing, _bar(timing)))
+        out.append(Section("Time", "Where the wall time went.", timing, html=_bar(timing)))
     if base is not None:
         table = config_table(run.config, base)
-        note = "" if table.rows else "Every value is that of the base variant."
+        note = "Settings that differ from the base variant."
+        if not table.rows:
+            note = "Every value is that of the base variant."
         out.append(Section("Config: difference from base", note, table if table.rows else None))
     flat = settings.flatten(run.config)
     whole = Table(("key", "value"), [[Cell(k), Cell(json.dumps(flat[k]))] for k in sorted(flat)])
@@ -273,33 +341,76 @@ def _bar(timing: Table) -> str:
 def render(section: Section) -> str:
     """HTML of a section."""
     body = f"<p class=note>{escape(section.note)}</p>\n" if section.note else ""
-    body += section.pictures + (html_table(section.table) if section.table else "")
+    several = len(section.pictures) > 1
+    figures = "".join(
+        picture(title, given.data, given.caption, show_title=several)
+        for title, given in section.pictures
+    )
+    body += f"<div class=grid>{figures}</div>\n" if several else figures
+    body += section.html + (html_table(section.table) if section.table else "")
     if section.folded:
         return f"<details><summary>{escape(section.title)}</summary>\n{body}</details>\n"
     return f"<h2>{escape(section.title)}</h2>\n{body}"
 
 
+def save_pictures(workdir: Path, parts: Sequence[Section]) -> dict[int, str]:
+    """Saves every picture into report_files/, whatever an earlier report left there removed.
+
+    Returns:
+        {id of the Picture: path of its file, seen from report.md}.
+    """
+    folder = workdir / PICTURES
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    paths: dict[int, str] = {}
+    for title, given in [pair for section in parts for pair in section.pictures]:
+        folder.mkdir(exist_ok=True)
+        slug = re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")[:40]
+        ending = "gif" if given.data.startswith(b"GIF") else "png"
+        path = folder / f"{len(paths) + 1:02d}_{slug}.{ending}"
+        path.write_bytes(given.data)
+        paths[id(given)] = f"{PICTURES}/{path.name}"
+    return paths
+
+
+def markdown_section(section: Section, paths: Mapping[int, str]) -> str:
+    """Markdown of a section; pictures are links to their files."""
+    lines = [f"## {markdown(section.title)}\n"]
+    if section.note:
+        lines.append(markdown(section.note) + "\n")
+    for title, given in section.pictures:
+        lines.append(f"![{markdown(title)}]({paths[id(given)]})\n")
+        lines.append(markdown(given.caption) + "\n")
+    if section.table:
+        lines.append(markdown_table(section.table))
+    return "\n".join(lines)
+
+
 def write_report(
     workdir: str | Path,
-    figures: Mapping[str, bytes | Rows] = {},
+    figures: Mapping[str, Picture | Rows] = {},
     base_config: Mapping[str, Any] | None = None,
-    headline: Sequence[str] = (),
+    headline: Sequence[Headline] = (),
+    about: About | None = None,
 ) -> None:
-    """Writes report.md and report.html into a run folder, from the files that are there.
+    """Writes report.html, report.md and its pictures into a run folder, from the files there.
 
     Args:
-        figures: {title: PNG or GIF bytes, or a table} the system adds.
+        figures: {title: picture or table} the system adds.
         base_config: config of the system's base variant, for the difference.
         headline: metrics shown at the top, the others folded; empty shows all.
+        about: the system in words; the page opens with what it asks and ends with a model card.
 
     Raises:
         UserError: no run folder, or a damaged file.
-        ValueError: a figure of another format.
+        ValueError: a figure of another format, or one without a caption.
     """
     run = read_run(workdir)
     name = f"{run.config.get('system', '?')}:{run.config.get('variant', '?')}"
     header = facts(run)
-    parts = sections(run, figures, base_config, headline)
+    top = headline_section(run, headline)
+    opening = [top] if top else []
+    parts = [*sections(run, figures, base_config, headline), model_card(run, about)]
     cards = "".join(
         f"<div class=card><b>{escape(k)}</b>"
         + (f"<span class=warn>{escape(v)}</span>" if "+dirty" in v else escape(v))
@@ -307,142 +418,20 @@ def write_report(
         for k, v in header
     )
     command = f"<pre>{escape(run.command.strip())}</pre>\n" if run.command else ""
-    body = f"<h1>{escape(name)}</h1>\n<div class=cards>{cards}</div>\n{command}"
-    write_text(run.workdir / "report.html", page(name, body + "".join(map(render, parts))))
+    asked = f"<p class=lead>{escape(about.asked)}</p>\n" if about else ""
+    body = f"<h1>{escape(name)}</h1>\n{asked}" + "".join(map(render, opening))
+    body += f"<div class=cards>{cards}</div>\n{command}" + "".join(map(render, parts))
+    paths = save_pictures(run.workdir, parts)
+    write_text(run.workdir / "report.html", page(name, body))
 
     lines = [f"# {markdown(name)}\n"]
+    if about:
+        lines.append(markdown(about.asked) + "\n")
+    lines += [markdown_section(section, paths) for section in opening]
+    lines.append("## Run\n")
     lines.append(markdown_table(Table(("", ""), [[Cell(k), Cell(v)] for k, v in header])))
     if run.command:
         fence = "`" * (3 + run.command.count("```"))
         lines.append(f"{fence}\n{run.command.strip()}\n{fence}\n")
-    for section in parts:
-        lines.append(f"## {markdown(section.title)}\n")
-        if section.pictures and not section.table:
-            lines.append("Pictures: see [report.html](report.html).\n")
-        elif section.note:
-            lines.append(markdown(section.note) + "\n")
-        if section.table:
-            lines.append(markdown_table(section.table))
+    lines += [markdown_section(section, paths) for section in parts]
     write_text(run.workdir / "report.md", "\n".join(lines))
-
-
-# ------------------------------------------------------------------------------------ several runs
-
-
-def comparison_tables(groups: Sequence[Group]) -> list[tuple[str, Table, Table | None]]:
-    """(metric, values by group, differences from the first group)."""
-    names = sorted({k for g in groups for k in g.values}, key=plots.natural)
-    out = []
-    for name in names:
-        having = [g for g in groups if name in g.values]
-        rows = []
-        for group in having:
-            s = summarize(list(group.values[name].values()))
-            rows.append(
-                [
-                    Cell(group.label),
-                    Cell(s.text(number), exact=repr(s.mean), number=True),
-                    Cell(str(s.n), number=True),
-                    Cell(_interval(s.low, s.high), number=True),
-                ]
-            )
-        values = Table(("runs", "mean ± std", "n", "95 % interval of the mean"), rows)
-        rows = []
-        for other in having[1:]:
-            d = difference(having[0].values[name], other.values[name])
-            low = d.low
-            high = d.high
-            rows.append(
-                [
-                    Cell(f"{other.label.split()[0]} minus {having[0].label.split()[0]}"),
-                    Cell(f"{d.mean:+.4g}", exact=repr(d.mean), number=True),
-                    Cell(_interval(low, high), strong=low > 0 or high < 0, number=True),
-                    Cell("paired by seed" if d.paired else "unpaired"),
-                ]
-            )
-        head = ("difference", "of means", "95 % interval", "seeds")
-        out.append((name, values, Table(head, rows) if rows else None))
-    return out
-
-
-def overview_table(groups: Sequence[Group]) -> Table:
-    """What each group is, and how its config differs from the first one's."""
-    rows = []
-    for group in groups:
-        changes = settings.difference(groups[0].config, group.config)
-        rows.append(
-            [
-                Cell(group.label),
-                Cell(", ".join(map(str, group.seeds))),
-                Cell(", ".join(path.name for path in group.folders)),
-                Cell("; ".join(line.removeprefix("config.") for line in changes) or "-"),
-            ]
-        )
-    return Table(("runs", "seeds", "folders", "config, against the first"), rows)
-
-
-def _interval(low: float, high: float) -> str:
-    return "one seed" if math.isnan(low) else f"[{number(low)}, {number(high)}]"
-
-
-NOTE = (
-    "Mean ± sample standard deviation over n seeds. Intervals: percentile bootstrap of the mean, "
-    "10,000 resamples. A difference stands out (bold) where its interval leaves out zero."
-)
-
-
-def compare(workdirs: Sequence[str | Path]) -> tuple[str, str]:
-    """Runs of one config pooled over seeds, side by side: (text for a terminal, HTML page).
-
-    Raises:
-        UserError: a folder that is no finished run (the missing file is named), or a damaged file.
-    """
-    groups, remarks = load_groups(workdirs)
-    tables = comparison_tables(groups)
-    overview = overview_table(groups)
-    text = [text_table(overview), *remarks]
-    body = "<h1>Comparison of runs</h1>\n" + html_table(overview)
-    body += "".join(f"<p class=warn>{escape(line)}</p>\n" for line in remarks)
-    body += f"<h2>Results</h2>\n<p class=note>{escape(NOTE)}</p>\n"
-    for name, values, differences in tables:
-        text += ["", name, text_table(values)]
-        body += f"<h3>{escape(name)}</h3>\n{html_table(values)}"
-        if differences:
-            text.append(text_table(differences))
-            body += html_table(differences)
-    body += _overlays(groups, [name for name, _, _ in tables])
-    return "\n".join([*text, "", NOTE]), page("Comparison of runs", body)
-
-
-def _overlays(groups: Sequence[Group], first: Sequence[str]) -> str:
-    by_group = {g.label: plots.curves(g.records) for g in groups}
-    keys = {key for found in by_group.values() for key in found}
-    order = sorted(
-        keys, key=lambda k: (k not in first, k.startswith("train/"), "loss" not in k,
-                             plots.natural(k))
-    )  # fmt: skip
-    pictures = ""
-    for key in order[:MAX_PLOTS]:
-        lines = [f[key]._replace(label=label) for label, f in by_group.items() if key in f]
-        pictures += picture(key, plots.draw(key, lines[: plots.LINES]))
-    if not pictures:
-        return ""
-    rest = ", ".join(order[MAX_PLOTS:])
-    more = f"<p class=note>Not drawn: {escape(rest)}</p>\n" if rest else ""
-    note = plots.legend([curve for found in by_group.values() for curve in found.values()])
-    return (
-        f"<h2>Learning curves</h2>\n<p class=note>{escape(note)}</p>\n"
-        f"<div class=grid>{pictures}</div>\n{more}"
-    )
-
-
-def write_comparison(workdirs: Sequence[str | Path], out_dir: str | Path = ".") -> str:
-    """Compares runs, writes comparison.html into `out_dir`; returns the text for the terminal."""
-    text, document = compare(workdirs)
-    path = Path(out_dir) / "comparison.html"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, document)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}") from error
-    return f"{text}\n\npage with curves: {path}"

@@ -8,7 +8,9 @@ import io
 import itertools
 import json
 import math
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.runner import comparison, plots, report, settings
-from experiments.runner.contract import Rows
+from experiments.runner import compare, comparison, folder, pages, plots, report, settings
+from experiments.runner.about import About, Headline
+from experiments.runner.contract import Picture, Rows
 from experiments.runner.errors import UserError
 from experiments.runner.writer import open_writer
+from tests import toy
 
 EVIL = '</td><script>alert("x")</script><img src=http://evil.example/a.png onerror=alert(1)>'
 CONFIG = {
@@ -34,6 +38,13 @@ CONFIG = {
     "log": {"every": 1},
 }
 METRICS = {"test/recall@10": 0.123456789, "test/recall@5": 0.0625, EVIL: 2e-7}
+
+
+HEADLINE = (
+    Headline("test/recall@5", "higher", "Found among five: " + EVIL, ("test/recall@10", "none")),
+    Headline("absent", "lower", "Never measured."),
+)
+ABOUT = About("Who knows? " + EVIL, {"tiny": "1 s"}, "dots, free to use", "none", "always")
 
 
 def run_folder(path: Path, seed: int = 0, lr: float = 0.1, metrics: Any = METRICS,
@@ -119,7 +130,11 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tmp_path_factory.mktemp("run"), per_seed={"test/recall@5": [0.05, 0.075]}
     )  # fmt: skip
     base = copy.deepcopy(CONFIG) | {"variant": "base", "optim": {"lr": 0.01, "note": EVIL}}
-    report.write_report(path, {"Rooms " + EVIL: image("PNG"), "Roll": image("GIF")}, base)
+    figures = {
+        "Rooms " + EVIL: Picture(image("PNG"), "Rooms of " + EVIL),
+        "Roll": Picture(image("GIF"), "A film."),
+    }
+    report.write_report(path, figures, base)
     return path
 
 
@@ -172,17 +187,73 @@ def test_header_timing_and_config_difference(full: Path) -> None:
     assert ["optim.note"] not in [row[:1] for row in page.rows if len(row) == 3]
 
 
+@pytest.mark.parametrize("figure", [Picture(image("PNG"), " "), Rows(("a",), (("b",),), "")])
+def test_a_figure_without_a_caption_is_refused(figure: Picture | Rows, tmp_path: Path) -> None:
+    path = run_folder(tmp_path)
+    with pytest.raises(ValueError, match="'x' has no caption"):
+        report.write_report(path, {"x": figure})
+    assert not (path / "report.html").exists() and not (path / "report_files").exists()
+
+
+def test_pictures_of_the_markdown_page_are_files(full: Path) -> None:
+    """Every link leads to a file with the bytes of the HTML page; there are no other files."""
+    text = (full / "report.md").read_text()
+    links = re.findall(r"\]\((report_files/[a-z0-9_]+\.(?:png|gif))\)", text)
+    assert len(links) == 5 and len(set(links)) == 5
+    assert {full / link for link in links} == set((full / "report_files").iterdir())
+    files = [(full / link).read_bytes() for link in links]
+    assert sorted(files) == sorted(Page((full / "report.html").read_text()).images())
+    assert "A film." in text and "report_files" in folder.FOLDERS
+
+
+def test_a_changed_number_changes_both_pages(tmp_path: Path) -> None:
+    path = run_folder(tmp_path)
+    report.write_report(path, headline=HEADLINE)
+    before = [(path / name).read_text() for name in ("report.html", "report.md")]
+    changed = json.loads((path / "results.json").read_text())
+    changed["metrics"]["test/recall@5"] = 0.0626
+    (path / "results.json").write_text(json.dumps(changed))
+    report.write_report(path, headline=HEADLINE)
+    after = [(path / name).read_text() for name in ("report.html", "report.md")]
+    for old, new in zip(before, after, strict=True):
+        assert "0.0626" not in old and "0.0626" in new and old != new
+
+
+def test_the_page_opens_with_the_question_and_ends_with_the_model_card(tmp_path: Path) -> None:
+    path = run_folder(tmp_path)
+    report.write_report(path, headline=HEADLINE, about=ABOUT)
+    for name in ("report.html", "report.md"):
+        text = (path / name).read_text()
+        order = ["Who knows", "Headline", "Learning curves", "Whole config", "Model card"]
+        places = [text.index(piece) for piece in order]
+        assert places == sorted(places), name
+        assert "free to use" in text[places[-1] :] and "seed 0, checkpoint of step 4" in text
+        assert "<script" not in "".join(text.split("```")[::2])
+    page = Page((path / "report.html").read_text())
+    assert_harmless(page)
+    (row,) = [row for row in page.rows if row[:1] == ["test/recall@5"] and "Found" in row[4]]
+    assert row[1:3] == ["0.0625", "0.1235 (test/recall@10)"] and "(higher is better)" in row[4]
+
+
+def test_only_long_values_of_a_table_are_broken() -> None:
+    cells = [pages.Cell("test/recall@10/unmasked"), pages.Cell("x" * 80), pages.Cell("word " * 20)]
+    text = pages.html_table(pages.Table(("a", "b", "c"), [cells]))
+    assert [cell.partition(">")[0] for cell in text.split("<td")[1:]] == [
+        " class=whole", " class=long", " class=text",
+    ]  # fmt: skip
+
+
 def test_tables_of_a_system_and_the_headline(tmp_path: Path) -> None:
     """Cells are escaped text or right-aligned numbers; only the headline is not folded."""
     path = run_folder(tmp_path)
     table = Rows(("who", "how much"), ((EVIL, 0.5), ("we", 0.25)), "note " + EVIL)
-    report.write_report(path, {"Side by side": table}, headline=("test/recall@5", "absent"))
+    report.write_report(path, {"Side by side": table}, headline=HEADLINE)
     text = (path / "report.html").read_text()
     page = Page(text)
     assert_harmless(page)
     assert [EVIL, "0.5000"] in page.rows and ["we", "0.2500"] in page.rows
     shown, folded = text.split("<details>", 1)
-    assert ">test/recall@5<" in shown and EVIL not in shown.split("Side by side")[0]
+    assert "<b>test/recall@5</b>" in shown and ">Beside published numbers<" in shown
     assert f"All {len(METRICS)} metrics" in folded
     text = (path / "report.md").read_text()
     assert "| we | 0.2500 |" in text
@@ -202,24 +273,24 @@ def test_what_is_no_run_or_damaged_is_named(tmp_path: Path) -> None:
     path = run_folder(tmp_path / "a")
     whole = (path / "results.json").read_text()
     (path / "results.json").write_text(whole[:40])
-    for action in (report.write_report, lambda p: report.compare([p])):
+    for action in (report.write_report, lambda p: compare.compare([p])):
         with pytest.raises(UserError, match=r"results\.json is damaged"):
             action(path)
     (path / "results.json").unlink()
     with pytest.raises(UserError, match=r"results\.json is missing"):
-        report.compare([path])
+        compare.compare([path])
     with pytest.raises(UserError, match="no run folder"):
-        report.compare([])
+        compare.compare([])
     (path / "results.json").write_text("{}")
     with pytest.raises(UserError, match="'metrics' is missing"):
-        report.compare([path])
+        compare.compare([path])
     assert not (path / "report.html").exists()
 
 
 def test_a_figure_of_another_format_is_refused(tmp_path: Path) -> None:
     path = run_folder(tmp_path)
     with pytest.raises(ValueError, match="neither PNG nor GIF"):
-        report.write_report(path, {"x": b"<svg onload=alert(1)>"})
+        report.write_report(path, {"x": Picture(b"<svg onload=alert(1)>", "An attack.")})
     assert not (path / "report.html").exists()
 
 
@@ -282,7 +353,7 @@ def test_bootstrap_equals_enumeration_of_all_resamples(values: list[float], leve
 
 def test_bootstrap_approaches_the_normal_interval() -> None:
     values = np.random.default_rng(0).normal(3.0, 2.0, size=400)
-    low, high = report.bootstrap_interval(values)
+    low, high = comparison.bootstrap_interval(values)
     half = 1.959964 * values.std() / math.sqrt(400)
     assert low == pytest.approx(values.mean() - half, abs=0.05 * half)
     assert high == pytest.approx(values.mean() + half, abs=0.05 * half)
@@ -321,12 +392,14 @@ def test_comparison_pools_seeds_and_its_numbers_are_right(tmp_path: Path) -> Non
         for seed, x in enumerate(values)
     ]
     shutil.copytree(folders[0], tmp_path / "copy")
-    text, document = report.compare([*folders, tmp_path / "copy", folders[0]])
+    text, document = compare.compare([*folders, tmp_path / "copy", folders[0]])
     page = Page(document)
     assert_harmless(page)
     overview = [row for row in page.rows if row[1:3] == ["0, 1, 2", "a0, a1, a2"]]
-    assert overview and overview[0][3] == "-"
-    assert [r[3] for r in page.rows if r[2:3] == ["b0, b1, b2"]] == ["optim.lr: 0.1 -> 0.2"]
+    assert overview
+    assert ["optim.lr", "0.1", "0.2"] in page.rows and ["seed"] not in [r[:1] for r in page.rows]
+    assert ["train.steps", "4"] in page.rows, "what all share stands once"
+    assert max(map(len, text.splitlines())) <= 120 or str(tmp_path) in text
     low, high = comparison.bootstrap_interval(a)
     assert [f"0.3000 ± {np.std(a, ddof=1):.4f}", "3", f"[{low:.4f}, {high:.4f}]"] in [
         row[1:] for row in page.rows
@@ -351,9 +424,100 @@ def test_comparison_of_seeds_trained_side_by_side_and_of_other_steps(tmp_path: P
 
 def test_write_comparison(tmp_path: Path) -> None:
     path = run_folder(tmp_path / "a")
-    text = report.write_comparison([path], tmp_path / "out")
+    text = compare.write_comparison([path], tmp_path / "out")
     assert str(tmp_path / "out" / "comparison.html") in text
     assert (tmp_path / "out" / "comparison.html").read_text().startswith("<!doctype html>")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        report.write_comparison([path], tmp_path / "file")
+        compare.write_comparison([path], tmp_path / "file")
+
+
+@pytest.fixture
+def toy_folders(tmp_path: Path) -> Iterator[list[Path]]:
+    toy.install()
+    yield [run_folder(tmp_path / "a"), run_folder(tmp_path / "b", lr=0.2)]
+    toy.remove()
+
+
+def test_a_system_adds_to_the_comparison_of_its_runs(toy_folders: list[Path]) -> None:
+    text, document = compare.compare(toy_folders)
+    page = Page(document)
+    assert ["a", "1"] in page.rows and toy.PNG in page.images()
+    assert "Letters in the name of each folder." in text and "Letters in the name" in document
+    assert "One pixel for all of them." in document
+    results = json.loads((toy_folders[1] / "results.json").read_text())
+    for name in ("config.json", "results.json"):
+        values = json.loads((toy_folders[1] / name).read_text()) | {"system": "other"}
+        (toy_folders[1] / name).write_text(json.dumps(values))
+    assert results["system"] == "toy"
+    text, document = compare.compare(toy_folders)
+    assert "Letters in the name" not in text, "there is no common system"
+    assert "warning: B is a run of other, A of toy" in text
+
+
+def test_runs_on_other_data_are_told_apart(tmp_path: Path) -> None:
+    a, b = run_folder(tmp_path / "a"), run_folder(tmp_path / "b")
+    config = json.loads((b / "config.json").read_text())
+    assert "warning" not in compare.compare([a, b])[0]
+    config["data"] |= {"root": "/elsewhere", "name": "beauty"}
+    (b / "config.json").write_text(json.dumps(config))
+    text, document = compare.compare([a, b])
+    words = "warning: B saw other data than A, in data.name: their numbers may not compare"
+    assert words in text and words in document
+
+
+def test_the_terminal_shows_a_few_metrics_in_short_lines(tmp_path: Path) -> None:
+    metrics = {f"test/a_metric_with_a_name_of_many_letters/{i}": i / 7 for i in range(20)}
+    folders = [run_folder(tmp_path / f"run{i}", lr=0.1 * i, metrics=metrics) for i in range(1, 9)]
+    text, document = compare.compare(folders)
+    lines = [line for line in text.splitlines() if str(tmp_path) not in line]
+    assert max(map(len, lines)) <= 120
+    shown = {line.split()[0] for line in lines if line.strip().startswith("test/a_metric")}
+    assert len(shown) == 12 and "8 more metrics: see the page" in text
+    assert all(name in document for name in metrics)
+
+
+def write_ranks(folder: Path, queries: Any, ranks: Any) -> Path:
+    np.savez(folder / "ranks.npz", queries=np.array(queries), ranks=np.array(ranks))
+    return folder
+
+
+def test_ranks_are_compared_query_by_query(tmp_path: Path) -> None:
+    """Against the metrics written out, and resamples drawn one query after the other."""
+    rng = np.random.default_rng(3)
+    first, second = rng.integers(0, 30, size=(2, 60))
+    a = write_ranks(run_folder(tmp_path / "a"), np.arange(60), first)
+    b = write_ranks(run_folder(tmp_path / "b", lr=0.2), np.arange(60), second)
+    found = comparison.rank_differences(a / "ranks.npz", b / "ranks.npz", num_resamples=20_000)
+    assert found is not None
+
+    def metrics(ranks: Any) -> dict[str, list[float]]:
+        return {
+            "recall@10": [1.0 if r <= 9 else 0.0 for r in ranks],
+            "ndcg@10": [math.log(2) / math.log(r + 2) if r <= 9 else 0.0 for r in ranks],
+            "mrr": [1.0 / (1 + r) for r in ranks],
+        }
+
+    ours, theirs = metrics(first), metrics(second)
+    for name, d in found.items():
+        gaps = np.array(theirs[name]) - np.array(ours[name])
+        means = [gaps[rng.integers(0, 60, size=60)].mean() for _ in range(20_000)]
+        assert d.mean == pytest.approx(gaps.mean()) and d.paired
+        half = (d.high - d.low) / 2
+        assert half > 0.01, "the interval says something"
+        expected = np.quantile(means, (0.025, 0.975))
+        np.testing.assert_allclose((d.low, d.high), expected, rtol=0, atol=0.05 * half)
+    text, document = compare.compare([a, b])
+    assert "Query by query" in text and "b minus a" in text and "ndcg@10" in document
+    write_ranks(b, np.arange(1, 61), second)
+    assert "not paired: b ranked other queries than a" in compare.compare([a, b])[0]
+
+
+@pytest.mark.parametrize("ranks", [[0.5, 1.0], [-1, 2], [1, 2, 3], [{}, {}]])
+def test_damaged_ranks_are_named(ranks: Any, tmp_path: Path) -> None:
+    write_ranks(tmp_path, [0, 1], ranks)
+    with pytest.raises(UserError, match=r"ranks\.npz is damaged"):
+        comparison.read_ranks(tmp_path / "ranks.npz")
+    (tmp_path / "ranks.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"ranks\.npz is damaged"):
+        comparison.read_ranks(tmp_path / "ranks.npz")

@@ -12,6 +12,7 @@ from PIL import Image
 
 from experiments.runner import loop, results
 from experiments.runner.assemble import assemble, initial_state
+from experiments.runner.contract import Picture
 from experiments.runner.errors import UserError
 from experiments.runner.hosts import to_host
 from experiments.systems.banyan import banyan as system
@@ -75,10 +76,13 @@ def test_pictures_and_watch(state: Any, tmp_path: Path) -> None:
     assert experiment.figures is not None
     pictures = experiment.figures([record, test], jax.device_get(state))
     assert len(pictures) == 4
-    for title, data in pictures.items():
-        image = Image.open(io.BytesIO(data))
+    for title, picture in pictures.items():
+        assert isinstance(picture, Picture) and len(picture.caption) > 40, title
+        image = Image.open(io.BytesIO(picture.data))
         assert image.format in ("PNG", "GIF") and min(image.size) > 100, title
-    frames = Image.open(io.BytesIO(list(pictures.values())[-1]))
+    film = list(pictures.values())[-1]
+    assert isinstance(film, Picture)
+    frames = Image.open(io.BytesIO(film.data))
     assert getattr(frames, "n_frames", 1) > 3
     watch = experiment.actions["watch"]
     text = watch(state, "d2 depth1 seed3")

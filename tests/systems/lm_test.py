@@ -15,6 +15,7 @@ from attention import data as texts
 from attention.lm import model, passkey
 from experiments.runner import loop, reopen, results
 from experiments.runner.assemble import Assembly, assemble, initial_state
+from experiments.runner.contract import Picture
 from experiments.runner.errors import UserError
 from experiments.runner.hosts import to_host
 from experiments.systems.attention import lm as system
@@ -109,7 +110,8 @@ def test_pictures_and_sample(asm: Assembly, state: Any) -> None:
     pictures = experiment.figures(records, state)
     assert len(pictures) == 3
     for title, picture in pictures.items():
-        image = Image.open(io.BytesIO(picture))
+        assert isinstance(picture, Picture) and len(picture.caption) > 40, title
+        image = Image.open(io.BytesIO(picture.data))
         assert image.format == "PNG" and min(image.size) > 150, title
     sample = experiment.actions["sample"]
     text = sample(state, "the old")
@@ -237,4 +239,5 @@ def test_passkey_pictures() -> None:
     state = jax.device_get(initial_state(asm))
     assert asm.experiment.figures is not None
     (picture,) = asm.experiment.figures([], state).values()
-    assert Image.open(io.BytesIO(picture)).format == "PNG"
+    assert isinstance(picture, Picture) and picture.caption
+    assert Image.open(io.BytesIO(picture.data)).format == "PNG"

@@ -7,15 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from attention.lm import model, training
 from attention.lm.config import LMConfig
 from attention.lm.passkey import Task, rows
 from experiments.runner import settings
-from experiments.runner.contract import Experiment
-from experiments.runner.plots import png
+from experiments.runner.contract import Experiment, Picture
+from experiments.runner.plots import BLUE, INK, color_bar, new_axes, png, style
 from experiments.systems.attention.language import wiring as language
 
 EVAL_SEED = 20_260_112  # the same questions at every step of every run
@@ -118,10 +117,10 @@ class Evaluation:
 
 def make_figures(
     right: Callable[..., Any], lengths: Sequence[int], trained: int
-) -> Callable[[Any, Mapping[str, Any]], dict[str, bytes]]:
+) -> Callable[[Any, Mapping[str, Any]], dict[str, Picture]]:
     """Accuracy by length, and by length and depth of the needle."""
 
-    def figures(records: Any, state: Mapping[str, Any]) -> dict[str, bytes]:
+    def figures(records: Any, state: Mapping[str, Any]) -> dict[str, Picture]:
         del records
         grid, means = np.full((DEPTHS, len(lengths)), np.nan), []
         for column, length in enumerate(lengths):
@@ -131,22 +130,25 @@ def make_figures(
             for row in range(DEPTHS):
                 if (bins == row).any():
                     grid[row, column] = found[bins == row].mean()
-        figure = Figure(figsize=(10, 3.2))
-        curve, heat = figure.subplots(1, 2)
-        curve.plot(lengths, means, marker="o", color="#3b6ea5")
-        curve.axvline(trained, color="grey", linewidth=1)
+        figure, ((curve, heat),) = new_axes(10, 3.2, columns=2)
+        curve.plot(lengths, means, marker="o", color=BLUE)
+        curve.axvline(trained, color=INK, linewidth=1)
         curve.set_xscale("log", base=2)
         curve.set_xticks(lengths, [str(n) for n in lengths])
-        curve.set(
-            ylim=(-0.03, 1.03), xlabel="length (grey: in training)", ylabel="all digits right"
-        )
+        curve.set(ylim=(-0.03, 1.03), xlabel="length, tokens", ylabel="share of right answers")
+        style(curve, grid="both")
         image = heat.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto")
         heat.set_xticks(range(len(lengths)), [str(n) for n in lengths])
         edges = np.arange(DEPTHS) / DEPTHS
         heat.set_yticks(range(DEPTHS), [f"{e:.0%}-{e + 1 / DEPTHS:.0%}" for e in edges])
-        heat.set(xlabel="length", ylabel="depth of the needle")
-        figure.colorbar(image, ax=heat, label="all digits right")
-        figure.tight_layout()
-        return {"Retrieval by length and depth": png(figure)}
+        heat.set(xlabel="length, tokens", ylabel="depth of the needle")
+        style(heat, grid=None)
+        color_bar(figure, image, heat, "share of right answers")
+        caption = (
+            "Share of questions with every digit right. Left: by length of the text, the vertical "
+            "line is the length of training. Right: by length and by where in the text the needle "
+            "is, 0% being its beginning."
+        )
+        return {"Retrieval by length and depth": Picture(png(figure), caption)}
 
     return figures

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from banyan import gif, metrics, render, tasks
@@ -16,8 +15,9 @@ from banyan.agents import ppo
 from banyan.agents.networks import ActorCritic
 from banyan.types import State
 from experiments.runner import settings
+from experiments.runner.contract import Picture
 from experiments.runner.errors import UserError
-from experiments.runner.plots import png
+from experiments.runner.plots import INK, color_bar, new_axes, png, style
 from experiments.runner.queries import Query, text_of
 
 Records = Sequence[Mapping[str, Any]]
@@ -28,8 +28,7 @@ QUERY = re.compile(
 
 def success_curve(records: Records, num_dists: int, phase_steps: int) -> bytes:
     """Success of every distribution over updates, mean and range of seeds, shifts marked."""
-    figure = Figure(figsize=(8, 3.6))
-    axes = figure.subplots()
+    figure, ((axes,),) = new_axes(8, 3.6)
     last = 0
     for i in range(1, num_dists + 1):
         name = f"valid/d{i}/success"
@@ -39,26 +38,26 @@ def success_curve(records: Records, num_dists: int, phase_steps: int) -> bytes:
         steps = np.array([step for step, _ in points])
         values = np.stack([value for _, value in points])
         last = max(last, int(steps[-1]))
-        (line,) = axes.plot(steps, values.mean(-1), marker=".", label=f"d{i}")
+        (line,) = axes.plot(steps, values.mean(-1), marker=".", label=f"evaluated on d{i}")
         if values.shape[1] > 1:
             axes.fill_between(
                 steps, values.min(-1), values.max(-1), color=line.get_color(), alpha=0.2
             )
     for i in range(1, num_dists):
         if phase_steps * i <= last:
-            axes.axvline(phase_steps * i, color="black", linestyle="--", linewidth=1)
-            axes.text(phase_steps * i, 1.03, f"shift to d{i + 1}", ha="center", fontsize=8)
+            axes.axvline(phase_steps * i, color=INK, linestyle="--", linewidth=1)
+            axes.text(
+                phase_steps * i, 1.04, f"shift to d{i + 1}", ha="center", fontsize=8.5, color=INK
+            )
     axes.set(xlabel="PPO updates", ylabel="success per episode started", ylim=(-0.02, 1.02))
-    axes.legend(loc="lower right", title="evaluated on")
-    axes.grid(alpha=0.3)
+    style(axes, grid="both")
     return png(figure)
 
 
 def heat_map(matrix: np.ndarray, untrained: np.ndarray) -> bytes:
     """S[t, i], mean over seeds; the first row is the untrained agent."""
     rows = np.concatenate([untrained[:, None], matrix], axis=1).mean(0)
-    figure = Figure(figsize=(2.0 + 0.9 * rows.shape[1], 1.4 + 0.6 * rows.shape[0]))
-    axes = figure.subplots()
+    figure, ((axes,),) = new_axes(2.6 + 0.9 * rows.shape[1], 1.4 + 0.6 * rows.shape[0])
     image = axes.imshow(rows, vmin=0, vmax=1, cmap="viridis")
     for t, i in np.ndindex(rows.shape):
         if np.isfinite(rows[t, i]):
@@ -68,12 +67,14 @@ def heat_map(matrix: np.ndarray, untrained: np.ndarray) -> bytes:
     names = ["untrained"] + [f"after d{t}" for t in range(1, rows.shape[0])]
     axes.set_yticks(range(rows.shape[0]), names)
     axes.set_xlabel("evaluated on")
-    figure.colorbar(image, ax=axes, label="success")
+    axes.set_ylabel("moment")
+    style(axes, grid=None)
+    color_bar(figure, image, axes, "success")
     return png(figure)
 
 
 def depth_bars(records: Records, num_dists: int, depths: Sequence[int]) -> bytes:
-    """Success by depth at the start and the end of every phase, dead ends beside."""
+    """Success by depth at the start and the end of every phase."""
     bars: dict[str, list[float]] = {}
     for i in range(1, num_dists + 1):
         for moment in ("start", "end"):
@@ -81,15 +82,13 @@ def depth_bars(records: Records, num_dists: int, depths: Sequence[int]) -> bytes
             found = [r for r in records if all(n in r for n in names)]
             if found:
                 bars[f"d{i} {moment}"] = [float(np.mean(found[-1][n])) for n in names]
-    figure = Figure(figsize=(8, 3.2))
-    axes = figure.subplots()
+    figure, ((axes,),) = new_axes(8, 3.2)
     for column, (label, heights) in enumerate(bars.items()):
         offset = (column - (len(bars) - 1) / 2) * 0.8 / max(1, len(bars))
         axes.bar(np.arange(len(depths)) + offset, heights, 0.8 / max(1, len(bars)), label=label)
     axes.set_xticks(range(len(depths)), [str(k) for k in depths])
     axes.set(xlabel="depth of the task", ylabel="success", ylim=(0, 1))
-    if bars:
-        axes.legend(fontsize=8, ncols=2)
+    style(axes)
     return png(figure)
 
 
@@ -138,7 +137,7 @@ def animation(
 
 def make_figures(
     config: ConfigDict, net: ActorCritic, made: tasks.Tasks
-) -> Callable[[Records, Mapping[str, Any]], dict[str, bytes]]:
+) -> Callable[[Records, Mapping[str, Any]], dict[str, Picture]]:
     """Figures of the report, see the module."""
     groups = settings.groups(config)
     depths = groups["env"].all_depths
@@ -146,16 +145,33 @@ def make_figures(
     num_dists = len(made.dists)
     play = _player(config, net, made)
 
-    def figures(records: Records, state: Mapping[str, Any]) -> dict[str, bytes]:
+    def figures(records: Records, state: Mapping[str, Any]) -> dict[str, Picture]:
         tests = [r for r in records if r["split"] == "test"]
-        out = {"Success across the shift": success_curve(records, num_dists, phase_steps)}
-        out["S[t, i]: success on d_i after each phase"] = heat_map(
-            *metrics.success_matrix(tests, phase_steps, num_dists)
+        out = {
+            "Success across the shift": Picture(
+                success_curve(records, num_dists, phase_steps),
+                "Share of started episodes that reach their goal, over PPO updates: the mean over "
+                "seeds, and a band from the lowest to the highest. A dashed line marks where the "
+                "tasks change; a curve that falls behind it shows forgetting.",
+            )
+        }
+        matrix = heat_map(*metrics.success_matrix(tests, phase_steps, num_dists))
+        out["S[t, i]: success on d_i after each phase"] = Picture(
+            matrix,
+            "Success on every distribution (columns) before training and after each phase (rows), "
+            "mean over seeds. Below the diagonal: what is kept of earlier tasks; above it: what "
+            "helps with later ones.",
         )
-        out["Success by depth"] = depth_bars(tests, num_dists, depths)
+        out["Success by depth"] = Picture(
+            depth_bars(tests, num_dists, depths),
+            "Success by depth of the task, which is the number of steps of its recipe, at the "
+            "start and at the end of every phase.",
+        )
         now = min((int(state["step"]) - 1) // phase_steps, num_dists - 1) if state["step"] else 0
-        out[f"The agent on d{now + 1}, one episode per depth"] = animation(
-            play, state, made, now, depths
+        out[f"The agent on d{now + 1}, one episode per depth"] = Picture(
+            animation(play, state, made, now, depths),
+            f"The first agent plays one episode on d{now + 1} at each depth, the shallowest "
+            "first. An episode chosen by its number, not for its ending.",
         )
         return out
 

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from experiments.runner import data, settings
-from experiments.runner.contract import Experiment, Rows
+from experiments.runner.contract import Experiment, Picture, Rows
 from experiments.runner.errors import UserError
-from experiments.runner.plots import png
+from experiments.runner.plots import BLUE, INK, new_axes, png, style
 from experiments.systems.graph.links import figures, predictors, scores, training, wiring
 from experiments.systems.graph.links.wiring import Loaded
 from graph import heuristics, negatives
@@ -118,7 +117,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         metrics = score(outputs, loaded(), look_up(), split, rows)
         return metrics | (dict(artifacts["rows"]) if split == "test" else {})
 
-    def draw_figures(records: Any, state: Mapping[str, Any]) -> dict[str, bytes | Rows]:
+    def draw_figures(records: Any, state: Mapping[str, Any]) -> dict[str, Picture | Rows]:
         del records
         targets = look_up()(list_pairs(loaded(), "test"))
         outputs = compute_outputs(state, "test", 0)
@@ -138,13 +137,16 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     )
 
 
-def draw_scatter(targets: np.ndarray, outputs: np.ndarray, name: str) -> bytes:
+def draw_scatter(targets: np.ndarray, outputs: np.ndarray, name: str) -> Picture:
     """Draws outputs over targets of the test links."""
-    figure = Figure(figsize=(4, 3.6))
-    axes = figure.subplots()
+    figure, ((axes,),) = new_axes(4.5, 3.8)
     ends = [targets.min(), targets.max()]
-    axes.plot(ends, ends, color="grey", linewidth=1)
-    axes.scatter(targets, outputs, s=6, alpha=0.4, color=figures.BLUE)
+    axes.plot(ends, ends, color=INK, linewidth=1)
+    axes.scatter(targets, outputs, s=6, alpha=0.4, color=BLUE)
     axes.set(xlabel=f"{name}, scaled", ylabel="output")
-    figure.tight_layout()
-    return png(figure)
+    style(axes, grid="both")
+    caption = (
+        f"What the model says of every test link over the true value of {name}. On the line it is "
+        "right."
+    )
+    return Picture(png(figure), caption)

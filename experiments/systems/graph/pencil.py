@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.runner import settings
-from experiments.runner.contract import Experiment, Rows
+from experiments.runner.contract import Experiment, Picture, Rows
 from experiments.systems.graph.links import figures, peer, predictors, scores, training, wiring
 from graph import sample
 from graph.pencil import Pencil, attention_of, gather
@@ -48,7 +48,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     node_names = list(artifacts["names"])
     model = Pencil(cfg)
 
-    def draw_attention(state: Mapping[str, Any], pair: np.ndarray) -> dict[str, bytes | Rows]:
+    def draw_attention(state: Mapping[str, Any], pair: np.ndarray) -> dict[str, Picture | Rows]:
         """The subgraph of a link, and what its task tokens read in the last layer."""
         batch = scores.sample_link(graph, pair, groups["sample"])
         table = gather(features, batch.ids) if featured else None
@@ -58,8 +58,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         bits = np.asarray(batch.adj_bits)
         adjacency = sample.unpack(bits, batch.ids.shape[1])[0, :tokens, :tokens]
         names = [node_names[int(i)] for i in np.asarray(batch.ids)[0, :tokens]]
-        title = f"{names[0]} - {names[1]}, the likeliest small link of the test; last layer"
-        picture = figures.draw_link(adjacency, names, list(maps[:, :tokens]), title)
+        picture = figures.draw_link(adjacency, names, list(maps[:, :tokens]))
         return {"What is read around a link": picture}
 
     predictor = predictors.from_subgraph_model(model, featured)

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from experiments.runner import checkpoint, data, serving, settings
-from experiments.runner.contract import Experiment, Rows
+from experiments.runner.contract import Experiment, Picture, Rows
 from experiments.runner.errors import UserError
 from experiments.systems.rec.recommenders import figures, wiring
 from experiments.systems.rec.recommenders.wiring import Loaded
@@ -241,7 +241,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         _, quality = encode_and_report(state["params"], vectors, cfg)
         return {f"{split}/{name}": value for name, value in quality.items()}
 
-    def draw_figures(records: Any, state: Mapping[str, Any]) -> dict[str, bytes | Rows]:
+    def draw_figures(records: Any, state: Mapping[str, Any]) -> dict[str, Picture | Rows]:
         del records
         codes, quality = encode_and_report(state["params"], vectors, cfg)
         return {
@@ -269,4 +269,5 @@ def list_examples(codes: np.ndarray, items: Sequence[str], texts: Sequence[str])
         ("-".join(map(str, codes[i])), items[i], wiring.shorten(texts[i]))
         for i in map(int, by_code)
     )
-    return Rows(("codes", "item", "text"), rows)
+    caption = "A few items in order of their codes: neighbors should be alike."
+    return Rows(("codes", "item", "text"), rows, caption)

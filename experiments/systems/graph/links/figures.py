@@ -6,20 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments.runner.contract import Rows
-from experiments.runner.plots import png
+from experiments.runner.contract import Picture, Rows
+from experiments.runner.plots import BLUE, INK, ORANGE, RED, color_bar, new_axes, png, style
 from experiments.systems.graph.links.scores import Evaluation
 from graph import heuristics
 
 SHOWN_LINKS = 500  # positives, and as many negatives
 READABLE_NODES = 40  # of a picture of a subgraph
 COLUMNS = ("auc", "ap", "mrr", "hits@1", "hits@3", "hits@10", "hits@50")
-BLUE = "#3b6ea5"
-RED = "#b5483a"
-GRAY = "#9a9a9a"
 # Published test rows of other papers' protocols on the same files: (row, {column: value}, source).
 SEAL = "SEAL, Zhang and Chen 2018 [secondary]"
 WALKPOOL = "WalkPool, Pan et al. 2022 [secondary]"
@@ -49,7 +45,7 @@ PUBLISHED = {
         ("NBFNet, features", {"mrr": 0.4473}, "as quoted there [secondary]"),
     ),
 }
-Figures = Callable[[Any, Mapping[str, Any]], dict[str, bytes | Rows]]
+Figures = Callable[[Any, Mapping[str, Any]], dict[str, Picture | Rows]]
 
 
 def compare_rows(
@@ -76,42 +72,44 @@ def compare_rows(
     published = PUBLISHED.get((group.name, group.protocol), ()) if group.split == "fixed" else ()
     for name, values, source in published:
         out.append((name, *(values.get(c, "") for c in COLUMNS), source))
-    note = "hits@K by rank among a link's negatives, ties in the middle."
+    caption = (
+        "Links of the test told from pairs without a link, highest is best: this run, rows without "
+        "training on the same links, and published ones. hits@K by rank among a link's negatives, "
+        "ties in the middle."
+    )
     if any("auc" in values for _, values, _ in published):
         here = f"split {group.index}" if group.index >= 0 else "the same"
-        note += f" Published rows: mean over the ten fixed splits; this run: {here}."
-    return Rows(("row", *COLUMNS, "protocol or source"), tuple(out), note)
+        caption += f" Published rows: mean over the ten fixed splits; this run: {here}."
+    return Rows(("row", *COLUMNS, "protocol or source"), tuple(out), caption)
 
 
 def card_rows(card: Mapping[str, Any]) -> Rows:
     """Lists the counts of the graph and its split."""
-    note = (
-        "isolated_ends: links of validation and test with an end that has no edge in the graph; "
-        "loops, duplicates: left out on reading."
+    caption = (
+        "Counts of the graph and its split. isolated_ends: links of validation and test with an "
+        "end that has no edge in the graph; loops, duplicates: left out on reading."
     )
     plain = {k: str(v) if isinstance(v, bool) else v for k, v in card.items()}
-    return Rows(("", "value"), tuple(plain.items()), note)
+    return Rows(("", "value"), tuple(plain.items()), caption)
 
 
-def draw_sizes(tokens: np.ndarray, dropped: np.ndarray, positives: np.ndarray) -> bytes:
+def draw_sizes(tokens: np.ndarray, dropped: np.ndarray, positives: np.ndarray) -> Picture:
     """Draws a histogram of the tokens of test links, positives and negatives apart."""
-    figure = Figure(figsize=(6.5, 2.8))
-    axes = figure.subplots()
+    figure, ((axes,),) = new_axes(7.5, 2.8)
     bins = np.linspace(0, tokens.max() + 1, 40)
-    sides = ((positives, "positives", BLUE), (~positives, "negatives", GRAY))
+    sides = ((positives, "positives", BLUE), (~positives, "negatives", ORANGE))
     for in_side, label, color in sides:
         share = np.full(in_side.sum(), 1 / max(in_side.sum(), 1))
         axes.hist(tokens[in_side], bins, weights=share, alpha=0.6, color=color, label=label)
     axes.set_xlabel("tokens of a link (nodes of its subgraph)")
     axes.set_ylabel("share of links")
-    axes.set_title(
-        f"mean {tokens.mean():.0f}, most {tokens.max()}; {dropped.mean():.2f} nodes a link found "
-        "no slot",
-        fontsize=9,
+    style(axes)
+    caption = (
+        f"How many nodes are read for a test link: {tokens.mean():.0f} on average, at most "
+        f"{tokens.max()}; {dropped.mean():.2f} nodes a link found no slot. Where both histograms "
+        "agree, size alone does not give the answer away."
     )
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    return png(figure)
+    return Picture(png(figure), caption)
 
 
 def place_nodes(adjacency: np.ndarray) -> np.ndarray:
@@ -143,8 +141,8 @@ def measure_distances(adjacency: np.ndarray, root: int) -> np.ndarray:
 
 
 def draw_link(
-    adjacency: np.ndarray, names: Sequence[str], weights: Sequence[np.ndarray], title: str
-) -> bytes:
+    adjacency: np.ndarray, names: Sequence[str], weights: Sequence[np.ndarray]
+) -> Picture:
     """Draws a link's subgraph; one panel per end, nodes colored by how much its task token reads
     them.
 
@@ -153,31 +151,34 @@ def draw_link(
     """
     at = place_nodes(adjacency)
     all_labeled = len(names) <= READABLE_NODES
-    figure = Figure(figsize=(10, 4))
-    panels = figure.subplots(1, len(weights), squeeze=False)[0]
+    figure, (panels,) = new_axes(10, 4, columns=len(weights))
     for panel, weight, end in zip(panels, weights, names[:2], strict=False):
         for i, j in zip(*np.nonzero(np.triu(adjacency)), strict=True):
-            panel.plot(at[[i, j], 0], at[[i, j], 1], color=GRAY, linewidth=0.4, zorder=1)
+            panel.plot(at[[i, j], 0], at[[i, j], 1], color=INK, linewidth=0.4, zorder=1)
         panel.plot(at[:2, 0], at[:2, 1], color=RED, linewidth=1, linestyle=":", zorder=1)
         shown = panel.scatter(
             at[:, 0], at[:, 1], c=weight, s=60, cmap="viridis", edgecolors="white", zorder=2
         )
         for index, name in enumerate(names):
             if all_labeled or index < 2:
-                panel.annotate(name, at[index], fontsize=7, ha="center", va="bottom")
-        panel.set_title(f"read for {end}", fontsize=9)
+                panel.annotate(name, at[index], fontsize=8.5, color=INK, ha="center",
+                               va="bottom", xytext=(0, 4), textcoords="offset points")  # fmt: skip
+        style(panel, f"read for {end}", grid=None)
         panel.set_axis_off()
-        figure.colorbar(shown, ax=panel, shrink=0.7)
-    figure.suptitle(title, fontsize=9)
-    figure.tight_layout()
-    return png(figure)
+        color_bar(figure, shown, panel, "attention weight")
+    caption = (
+        f"Nodes around {names[0]} and {names[1]}, the likeliest small link of the test, colored by "
+        "how much the task token of each end reads them in the last layer. Dotted: the link in "
+        "question, which the model does not see."
+    )
+    return Picture(png(figure), caption)
 
 
 def make_figures(
     config: ConfigDict,
     artifacts: Mapping[str, Any],
     evaluation: Evaluation,
-    around: Callable[[Any, np.ndarray], dict[str, bytes | Rows]] | None = None,
+    around: Callable[[Any, np.ndarray], dict[str, Picture | Rows]] | None = None,
 ) -> Figures:
     """Makes the report of a learned predictor.
 
@@ -186,9 +187,9 @@ def make_figures(
         around: (state, the likeliest test link int32 [1, 2]) -> what to show of it.
     """
 
-    def figures(records: Any, state: Mapping[str, Any]) -> dict[str, bytes | Rows]:
+    def figures(records: Any, state: Mapping[str, Any]) -> dict[str, Picture | Rows]:
         tests = [r for r in records if r["split"] == "test"]
-        out: dict[str, bytes | Rows] = {
+        out: dict[str, Picture | Rows] = {
             "Side by side": compare_rows(config, artifacts["rows"], tests[-1] if tests else None)
         }
         links = evaluation.loaded().links("test")
@@ -213,9 +214,9 @@ def make_figures(
 def make_heuristic_figures(config: ConfigDict, artifacts: Mapping[str, Any]) -> Figures:
     """Makes the report of the rows without training."""
 
-    def figures(records: Any, state: Mapping[str, Any]) -> dict[str, bytes | Rows]:
+    def figures(records: Any, state: Mapping[str, Any]) -> dict[str, Picture | Rows]:
         del state
-        out: dict[str, bytes | Rows] = {}
+        out: dict[str, Picture | Rows] = {}
         for rows in [r for r in records if r["split"] == "test"][-1:]:
             out["Side by side"] = compare_rows(config, rows, None)
             out["AUC and MRR"] = draw_bars(rows)
@@ -224,15 +225,19 @@ def make_heuristic_figures(config: ConfigDict, artifacts: Mapping[str, Any]) -> 
     return figures
 
 
-def draw_bars(rows: Mapping[str, Any]) -> bytes:
+def draw_bars(rows: Mapping[str, Any]) -> Picture:
     """Draws AUC and MRR of every heuristic, with the deviation over splits where there is one."""
     names = [n for n in heuristics.NAMES if f"{n}/test/auc" in rows]
-    figure = Figure(figsize=(8, 2.8))
-    for panel, metric in zip(figure.subplots(1, 2), ("auc", "mrr"), strict=True):
+    figure, (panels,) = new_axes(9, 3.0, columns=2)
+    for panel, metric in zip(panels, ("auc", "mrr"), strict=True):
         values = [float(rows[f"{n}/test/{metric}"]) for n in names]
         spread = [float(rows.get(f"{n}/test/{metric}/std", 0)) for n in names]
-        panel.bar(names, values, yerr=spread if any(spread) else None, color=BLUE)
+        panel.bar(names, values, yerr=spread if any(spread) else None, color=BLUE, ecolor=INK)
         panel.set_ylabel(metric)
+        style(panel)
         panel.tick_params(axis="x", labelrotation=45)
-    figure.tight_layout()
-    return png(figure)
+    caption = (
+        "Every heuristic on the test links, highest is best. Lines on the bars, where there are "
+        "any: standard deviation over splits."
+    )
+    return Picture(png(figure), caption)

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from experiments.runner import settings
-from experiments.runner.contract import Experiment, Rows
+from experiments.runner.contract import Experiment, Picture, Rows
 from experiments.systems.graph.links import figures, predict, wiring
 from experiments.systems.graph.links.batches import (
     WHOLE,
@@ -200,7 +200,7 @@ def make(
     config: ConfigDict,
     artifacts: Mapping[str, Any],
     predictor: Predictor,
-    around: Callable[[Any, np.ndarray], dict[str, bytes | Rows]] | None = None,
+    around: Callable[[Any, np.ndarray], dict[str, Picture | Rows]] | None = None,
 ) -> Experiment:
     """Makes the Experiment of a link predictor.
 

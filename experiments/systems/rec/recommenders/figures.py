@@ -5,11 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments.runner.contract import Rows
-from experiments.runner.plots import png
+from experiments.runner.contract import Picture, Rows
+from experiments.runner.plots import BLUE, INK, new_axes, png, style
 from experiments.systems.rec.recommenders.wiring import KS, shorten
 from rec import metrics
 from rec.baselines import evaluation as baselines
@@ -32,7 +31,7 @@ PUBLISHED = {
         ("GRID, RQ-VAE", (0.0205, 0.0132, 0.0312, 0.0166), "Ju et al. 2025"),
     ),
 }
-Figures = Callable[[Any, Mapping[str, Any]], dict[str, bytes | Rows]]
+Figures = Callable[[Any, Mapping[str, Any]], dict[str, Picture | Rows]]
 
 
 def compare_rows(
@@ -54,38 +53,41 @@ def compare_rows(
     for name in names:
         how = "the best any ranker can do" if name == "bayes" else "no training, history masked"
         out.append((name, *cells(f"{name}/", rows), how))
-    note = ""
+    caption = (
+        "Recall and NDCG among the first K on the test queries, highest is best: this run, rows "
+        "that need no training, and published ones. "
+    )
     published = PUBLISHED.get(config.data.name, ())
     if config.data.format == "amazon2014" and published:
         out += [(name, *values, source) for name, values, source in published]
         comparable = config.data.core == 0 and config.data.split == "leave_one_out"
-        note = (
+        caption += (
             "Published rows: whole catalogue, leave-one-out, history not masked."
             if comparable
             else "Published rows are of the whole catalogue under leave-one-out: other users and "
             "items than here, so they do not compare with the rows above."
         )
-    return Rows(("row", *COLUMNS, "protocol or source"), tuple(out), note)
+    return Rows(("row", *COLUMNS, "protocol or source"), tuple(out), caption.strip())
 
 
 def card_rows(card: Mapping[str, Any]) -> Rows:
     """Lists the data card; ascending_* is the share of neighbors in raw-name order (.5: no
     artifact)."""
-    note = (
-        "ascending_pairs: neighbours of a row whose raw names ascend. Far above .5, events of the "
-        "same time stand in name order, and counting successors profits from it."
+    caption = (
+        "Counts of the data after filtering. ascending_pairs: neighbors of a row "
+        "whose raw names ascend. Far above .5, events of the same time stand in name order, and "
+        "counting successors profits from it."
     )
     plain = {k: v if isinstance(v, int | float) else str(v) for k, v in card.items()}
     plain |= {k: str(v) for k, v in card.items() if isinstance(v, bool)}
-    return Rows(("", "value"), tuple(plain.items()), note)
+    return Rows(("", "value"), tuple(plain.items()), caption)
 
 
-def draw_groups(title: str, rows: Mapping[str, Any], prefixes: Mapping[str, str]) -> bytes:
+def draw_groups(rows: Mapping[str, Any], prefixes: Mapping[str, str]) -> Picture:
     """Draws recall@10 by group of queries, a group of bars for each ranking {label: key prefix}."""
     groups = (*metrics.BUCKETS, "U+", "U-")
     shown = [g for g in groups if any(f"{p}recall@10/{g}" in rows for p in prefixes.values())]
-    figure = Figure(figsize=(8, 3.2))
-    axes = figure.subplots()
+    figure, ((axes,),) = new_axes(9, 3.2)
     width = 0.8 / max(len(prefixes), 1)
     for index, (label, prefix) in enumerate(prefixes.items()):
         values = [float(np.mean(rows.get(f"{prefix}recall@10/{g}", np.nan))) for g in shown]
@@ -95,10 +97,14 @@ def draw_groups(title: str, rows: Mapping[str, Any], prefixes: Mapping[str, str]
     labels = [f"{g}\n({float(np.mean(rows.get(f'{first}share/{g}', 0))):.0%})" for g in shown]
     axes.set_xticks(range(len(shown)), labels)
     axes.set_ylabel("recall@10")
-    axes.set_title(title, fontsize=9)
-    axes.legend(fontsize=7)
-    figure.tight_layout()
-    return png(figure)
+    axes.set_xlabel("group of queries (share of all)")
+    style(axes)
+    caption = (
+        "Recall@10 by group of test queries. First by popularity of the item to find; then U+, "
+        "where one hop in the training data reaches it, and U-, where none does. Bars near "
+        "nothing: this ranking serves such users badly."
+    )
+    return Picture(png(figure), caption)
 
 
 def baseline_prefixes(rows: Mapping[str, Any]) -> dict[str, str]:
@@ -109,14 +115,13 @@ def baseline_prefixes(rows: Mapping[str, Any]) -> dict[str, str]:
 def make_baseline_figures(config: ConfigDict, artifacts: Mapping[str, Any]) -> Figures:
     """Makes the report of the rows without training."""
 
-    def figures(records: Any, state: Mapping[str, Any]) -> dict[str, bytes | Rows]:
+    def figures(records: Any, state: Mapping[str, Any]) -> dict[str, Picture | Rows]:
         del state
         tests = [r for r in records if r["split"] == "test"]
         rows = tests[-1] if tests else artifacts["rows"]
-        title = "by popularity of the target, and whether one hop reaches it (share of queries)"
         return {
             "Side by side": compare_rows(config, artifacts["rows"], None),
-            "Who is served": draw_groups(title, rows, baseline_prefixes(rows)),
+            "Who is served": draw_groups(rows, baseline_prefixes(rows)),
             "Data card": card_rows(artifacts["card"]),
         }
 
@@ -135,6 +140,10 @@ def recommendation_rows(
     def line(item: int) -> str:
         return f"{items[item]}: {shorten(texts[item])}"
 
+    caption = (
+        "For a few test users: the newest three items of the history, the item that came next, and "
+        "the first five recommended."
+    )
     rows: list[tuple[str, ...]] = []
     for number, (history, target, recommended) in enumerate(lists, 1):
         rows += [(f"user {number}", "had", line(int(i))) for i in history[-3:]]
@@ -143,7 +152,7 @@ def recommendation_rows(
             hit = " (it is)" if item == target else ""
             if item >= 0:
                 rows.append((f"user {number}", f"recommended {place}{hit}", line(int(item))))
-    return Rows(("", "", "item"), tuple(rows), "The newest three items of the history are shown.")
+    return Rows(("", "", "item"), tuple(rows), caption)
 
 
 def sid_rows(report: Mapping[str, float], levels: int) -> Rows:
@@ -154,28 +163,31 @@ def sid_rows(report: Mapping[str, float], levels: int) -> Rows:
         for i in range(levels)
     )
     alarm = "ALARM: codebooks have collapsed. " if report["alarm"] else ""
-    note = (
-        f"{alarm}{report['distinct']:,.0f} distinct SIDs, uniqueness {report['uniqueness']:.3f}, "
+    caption = (
+        f"{alarm}How evenly each level uses its codes: {report['distinct']:,.0f} distinct SIDs, "
+        f"uniqueness {report['uniqueness']:.3f}, "
         f"largest group {report['largest_group']:.0f}, {report['collisions']:.1%} of the items "
         "share theirs (before conflicts are settled). Entropy in nats; reconstruction: mean "
         "squared distance from the first digits."
     )
-    return Rows(("", *names), rows, note)
+    return Rows(("", *names), rows, caption)
 
 
-def draw_usage(codes: np.ndarray, sizes: Sequence[int]) -> bytes:
+def draw_usage(codes: np.ndarray, sizes: Sequence[int]) -> Picture:
     """Draws how many items have each code, codes of a level in descending order."""
-    figure = Figure(figsize=(2.9 * len(sizes) + 0.4, 2.6))
-    axes = figure.subplots(1, len(sizes), squeeze=False)[0]
+    figure, (axes,) = new_axes(2.9 * len(sizes) + 0.4, 2.6, columns=len(sizes))
     for level, (panel, size) in enumerate(zip(axes, sizes, strict=True)):
         counts = np.sort(np.bincount(codes[:, level], minlength=size))[::-1]
-        panel.fill_between(np.arange(size), counts, step="mid", color="#3b6ea5")
-        panel.axhline(len(codes) / size, color="black", linestyle="--", linewidth=1)
-        panel.set_title(f"level {level + 1}: {np.count_nonzero(counts)} of {size}", fontsize=9)
-        panel.set_xlabel("code, by frequency", fontsize=8)
-    axes[0].set_ylabel("items (dashed: uniform)", fontsize=8)
-    figure.tight_layout()
-    return png(figure)
+        panel.fill_between(np.arange(size), counts, step="mid", color=BLUE)
+        panel.axhline(len(codes) / size, color=INK, linestyle="--", linewidth=1)
+        panel.set_xlabel("code, by frequency")
+        panel.set_ylabel("items")
+        style(panel, f"level {level + 1}: {np.count_nonzero(counts)} of {size} used")
+    caption = (
+        "Items that have each code, the most frequent code first. Dashed: every code used alike. "
+        "A steep fall means that few codes carry most items."
+    )
+    return Picture(png(figure), caption)
 
 
 def make_ranker_figures(
@@ -189,16 +201,15 @@ def make_ranker_figures(
         lists: state -> (history, target, recommended items) of a few test users.
     """
 
-    def figures(records: Any, state: Mapping[str, Any]) -> dict[str, bytes | Rows]:
+    def figures(records: Any, state: Mapping[str, Any]) -> dict[str, Picture | Rows]:
         tests = [r for r in records if r["split"] == "test"]
         ours = tests[-1] if tests else None
-        out: dict[str, bytes | Rows] = {
+        out: dict[str, Picture | Rows] = {
             "Side by side": compare_rows(config, artifacts["rows"], ours)
         }
         if ours is not None:
-            title = "by popularity of the target, and whether one hop reaches it (share of queries)"
             prefixes = {config.system: "test/", **baseline_prefixes(ours)}
-            out["Who is served"] = draw_groups(title, ours, prefixes)
+            out["Who is served"] = draw_groups(ours, prefixes)
         out["Recommendations"] = recommendation_rows(
             lists(state), artifacts["items"], artifacts["texts"]
         )
