@@ -18,6 +18,7 @@ ask a trained system something, where it offers an action
     (or --query=@FILE, --query=all; --top=K; --out=FILE)
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -109,6 +110,9 @@ def dispatch(values: flags.FlagValues, words: list[str]) -> int:
             train(values)
             return 0
         return inspect(values)
+    except BrokenPipeError:  # whoever read the output has seen enough, as in "... | head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (UserError, OSError) as error:  # an OSError names the file and what is wrong with it
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -106,7 +106,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Any:
         }
         return {"step": jnp.int32(0), "key": key, "params": params, "opt_state": tx.init(params)}
 
-    def logits_of(params: Mapping[str, jax.Array], point: jax.Array) -> jax.Array:
+    def logits_of(params: Mapping[str, jax.Array], point: Any) -> jax.Array:
         return jax.nn.relu(point @ params["hidden"] + params["bias"]) @ params["out"] - 1.0
 
     def step(state: Any, batch: Any) -> Any:

@@ -32,7 +32,7 @@ def digests(values: Mapping[str, Any], stored: Mapping[str, str] = {}) -> dict[s
             digest_of[key] = stored[key]
         else:
             digest_of[key] = _short("".join(_digest(part) for part in parts).encode())
-    source = names.source_sha256(values["system"])
+    source = names.source_sha256(values.get("system", ""))
     return digest_of | ({"system": source} if source else {})
 
 

@@ -241,7 +241,7 @@ def test_a_table_of_your_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"t.csv": "source,to\na,b"}, r"t\.csv: no column 'target' \(has source, to\)"),
+        ({"t.csv": "source,end\na,b"}, r"t\.csv: no column is known as the target; .*target=end"),
         ({"t.csv": "source,target\na,b\nc,"}, r"t\.csv: column 'target' is empty in row 2"),
         ({"t.csv": "source,target\n"}, r"t\.csv has no edges"),
         ({"t.csv": "source,target,time\na,b,x"}, r"t\.csv: column 'time' is string"),

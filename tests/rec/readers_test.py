@@ -481,7 +481,7 @@ def test_own_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"mine\.parquet cannot be read"):
         own.read(broken, broken)
     other = put(tmp_path / "mine.txt", "x")
-    with pytest.raises(ValueError, match=r"\.csv, \.csv\.gz or \.parquet"):
+    with pytest.raises(ValueError, match=r"\.csv, \.tsv, \.csv\.gz, \.tsv\.gz or \.parquet"):
         own.read(other, other)
 
 

@@ -232,7 +232,7 @@ def test_the_page_opens_with_the_question_and_ends_with_the_model_card(tmp_path:
     page = Page((path / "report.html").read_text())
     assert_harmless(page)
     (row,) = [row for row in page.rows if row[:1] == ["test/recall@5"] and "Found" in row[4]]
-    assert row[1:3] == ["0.0625", "0.1235 (test/recall@10)"] and "(higher is better)" in row[4]
+    assert row[1:3] == ["0.0625", "test/recall@10 0.1235"] and "(higher is better)" in row[4]
 
 
 def test_only_long_values_of_a_table_are_broken() -> None:

@@ -15,6 +15,7 @@ from experiments.runner.assemble import assemble, initial_state
 from experiments.runner.contract import Picture
 from experiments.runner.errors import UserError
 from experiments.runner.hosts import to_host
+from experiments.runner.queries import Query
 from experiments.systems.banyan import banyan as system
 from tests.tiny_systems import tiny
 
@@ -68,7 +69,7 @@ def test_start_is_measured_before_any_update(state: Any) -> None:
 
 
 @pytest.mark.deep
-def test_pictures_and_watch(state: Any, tmp_path: Path) -> None:
+def test_pictures_and_watch(state: Any) -> None:
     asm = assemble(tiny("banyan", mesh=(8, 1)))
     experiment = asm.experiment
     record = {"step": 0, "split": "valid", "valid/d1/success": np.array([0.25])}
@@ -85,15 +86,16 @@ def test_pictures_and_watch(state: Any, tmp_path: Path) -> None:
     frames = Image.open(io.BytesIO(film.data))
     assert getattr(frames, "n_frames", 1) > 3
     watch = experiment.actions["watch"]
-    text = watch(state, "d2 depth1 seed3")
-    assert text == watch(state, "d2 depth1 seed3")
+    text = watch(state, Query("d2 depth1 seed3"))
+    assert isinstance(text, str) and text == watch(state, Query("d2 depth1 seed3"))
     assert text.splitlines()[-1].split(" after ")[0] in ("success", "dead end", "out of time")
-    watch(state, f"d2 depth1 seed3 {tmp_path / 'agent.gif'}")
-    with Image.open(tmp_path / "agent.gif") as drawn:
+    drawing = watch(state, Query("d2 depth1 seed3 agent.gif"))
+    assert isinstance(drawing, dict) and list(drawing) == ["agent.gif"]
+    with Image.open(io.BytesIO(drawing["agent.gif"])) as drawn:
         assert getattr(drawn, "n_frames", 1) > 1
     for query in ("", "d3 depth1", "d1 depth9", "first"):
         with pytest.raises(UserError, match="depth"):
-            watch(state, query)
+            watch(state, Query(query))
 
 
 def test_too_many_steps_are_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from experiments.runner import loop, reopen, settings
 from experiments.runner.assemble import Assembly, assemble, initial_state
 from experiments.runner.errors import UserError
+from experiments.runner.queries import Query
 from experiments.systems.graph.links import batches, peer, wiring
 from graph import csr, metrics
 from tests import jitter
@@ -142,7 +143,9 @@ def test_the_peer_is_the_gnn_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(row) <= set(artifacts()["rows"])
 
 
-def test_predicting_needs_nothing_but_the_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predicting_needs_nothing_but_the_artifacts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     asm = assembled()
     state = initial_state(asm)
 
@@ -153,18 +156,21 @@ def test_predicting_needs_nothing_but_the_artifacts(monkeypatch: pytest.MonkeyPa
     predict = asm.experiment.actions["predict"]
     graph = wiring.build_graph(artifacts())
     u, v = csr.edges_of(graph)[0].tolist()
-    pair = predict(state, f"{u} {v}")
-    assert f"  {u} {v}  logit" in pair and pair.endswith("(an edge of the graph)")
-    listed = predict(state, f"{u}").splitlines()
-    assert listed[0].startswith(f"{u}: {csr.degrees(graph)[u]} neighbours")
-    others = [int(line.split()[1]) for line in listed[1:]]
+    (pair,) = rows_of(predict(state, Query(f"{u} {v}")))
+    assert (pair["source"], pair["target"]) == (str(u), str(v)) and pair["linked"]
+    assert "no calibrated probability" in capsys.readouterr().err
+    listed = rows_of(predict(state, Query(f"{u}")))
+    others = [int(row["target"]) for row in listed]
     assert len(others) == len(set(others)) == 10
+    assert [row["rank"] for row in listed] == list(range(1, 11))
+    assert not any(row["linked"] for row in listed)
     assert not csr.contains(graph, np.array([[u, w] for w in others])).any()
-    logits = [float(line.split()[3]) for line in listed[1:]]
-    assert logits == sorted(logits, reverse=True)
+    scores = [row["score"] for row in listed]
+    assert scores == sorted(scores, reverse=True)
     # What a list says of a pair is what the pair alone is given.
-    assert predict(state, f"{u} {others[0]}").split()[3] == listed[1].split()[3]
-    assert predict(state, f"{u} {v}\n\n{u}\n") == f"{pair}\n" + "\n".join(listed)
+    (alone,) = rows_of(predict(state, Query(f"{u} {others[0]}")))
+    assert alone["score"] == pytest.approx(scores[0], abs=1e-4)
+    assert len(rows_of(predict(state, Query(f"{u} {v}\n\n{u}\n", top=3)))) == 4
     for query, message in (
         ("200000", "unknown node '200000'"),
         (f"{u} {u}", "joins a node to itself"),
@@ -172,7 +178,38 @@ def test_predicting_needs_nothing_but_the_artifacts(monkeypatch: pytest.MonkeyPa
         (" \n", "is empty"),
     ):
         with pytest.raises(UserError, match=message):
-            predict(state, query)
+            list(predict(state, Query(query)))
+
+
+def rows_of(tables: Any) -> list[dict[str, Any]]:
+    """Rows of an answer made of tables."""
+    rows = []
+    for table in tables:
+        columns = [np.asarray(values).tolist() for values in table.values()]
+        rows += [dict(zip(table, row, strict=True)) for row in zip(*columns, strict=True)]
+    return rows
+
+
+def test_heuristics_predict(tmp_path: Path) -> None:
+    """Common neighbors counted by sets; a file of pairs and the links of the test."""
+    asm = assemble(tiny("graph_heuristics"))
+    predict = asm.experiment.actions["predict"]
+    edges = np.asarray(asm.artifacts["graph"])
+    around: dict[int, set[int]] = {}
+    for a, b in edges.tolist():
+        around.setdefault(a, set()).add(b)
+        around.setdefault(b, set()).add(a)
+    a, b = edges[3].tolist()
+    (row,) = rows_of(predict({}, Query(f"cn: {a} {b}")))
+    assert row["heuristic"] == "cn" and row["score"] == len(around[a] & around[b])
+    (tmp_path / "pairs.csv").write_text(f"from,to\n{a},{b}\n{b},{a}\n")
+    read = rows_of(predict({}, Query(path=tmp_path / "pairs.csv")))
+    assert [r["score"] for r in read if r["heuristic"] == "cn"] == [row["score"]] * 2
+    tested = rows_of(predict({}, Query("pa: all")))
+    degrees = [len(around[int(r["source"])]) * len(around[int(r["target"])]) for r in tested]
+    assert [r["score"] for r in tested] == degrees == sorted(degrees, reverse=True)
+    with pytest.raises(UserError, match="there are cn"):
+        list(predict({}, Query("1 2")))
 
 
 def test_whole_graph_models_do_not_see_the_link() -> None:
@@ -185,8 +222,9 @@ def test_whole_graph_models_do_not_see_the_link() -> None:
     u, v = edges[5].tolist()
     fewer = {**asm.artifacts, "graph": np.delete(edges, 5, axis=0)}
     without = assemble(tiny("gnn"), fewer).experiment.actions["predict"]
-    assert predict(state, f"{u} {v}").split()[3] == without(state, f"{u} {v}").split()[3]
-    assert predict(state, f"{v} 3").split()[3] != without(state, f"{v} 3").split()[3]
+    score = lambda action, query: rows_of(action(state, Query(query)))[0]["score"]
+    assert score(predict, f"{u} {v}") == pytest.approx(score(without, f"{u} {v}"), abs=1e-4)
+    assert abs(score(predict, f"{v} 3") - score(without, f"{v} 3")) > 1e-4
 
 
 # ----------------------------------------------------------------------------------- by a user
@@ -218,9 +256,10 @@ def test_a_graph_it_has_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "| duplicates | 1 |" in page and "| loops | 1 |" in page
     assert reopen.check(folder) == []
     shutil.rmtree(raw)
-    assert "node1 node9  logit" in reopen.act(folder, "predict", "node1 node9")
+    (row,) = rows_of(reopen.act(folder, "predict", Query("node1 node9")))
+    assert (row["source"], row["target"]) == ("node1", "node9")
     with pytest.raises(UserError, match="unknown node 'nodule'; did you mean"):
-        reopen.act(folder, "predict", "node1 nodule")
+        list(rows_of(reopen.act(folder, "predict", Query("node1 nodule"))))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from experiments.runner.assemble import Assembly, assemble, initial_state
 from experiments.runner.contract import Picture
 from experiments.runner.errors import UserError
 from experiments.runner.hosts import to_host
+from experiments.runner.queries import Query
 from experiments.systems.attention import lm as system
 from experiments.systems.attention import passkey as passkey_system
 from tests.systems.contract_test import on_devices
@@ -114,12 +115,12 @@ def test_pictures_and_sample(asm: Assembly, state: Any) -> None:
         image = Image.open(io.BytesIO(picture.data))
         assert image.format == "PNG" and min(image.size) > 150, title
     sample = experiment.actions["sample"]
-    text = sample(state, "the old")
-    assert text.startswith("the old") and text == sample(state, "the old")
+    text = sample(state, Query("the old"))
+    assert text.startswith("the old") and text == sample(state, Query("the old"))
     assert len(text) == len("the old") + system.SAMPLED * 32
     for query, words in (("", "give the beginning"), ("Ünknown", "outside the vocabulary")):
         with pytest.raises(UserError, match=words):
-            sample(state, query)
+            sample(state, Query(query))
 
 
 @pytest.mark.parametrize(
@@ -241,3 +242,25 @@ def test_passkey_pictures() -> None:
     (picture,) = asm.experiment.figures([], state).values()
     assert isinstance(picture, Picture) and picture.caption
     assert Image.open(io.BytesIO(picture.data)).format == "PNG"
+
+
+@pytest.mark.deep
+def test_a_published_model_reads_back(tmp_path: Path) -> None:
+    """Bit-equal parameters and the same config, through the reader of published models."""
+    published = {"model__norm": "rms", "model__mlp": "swiglu", "model__qk_norm": True}
+    asm = assemble(tiny("lm", **published))
+    state = initial_state(asm)
+    files = asm.experiment.actions["publish"](state, Query(""))
+    assert isinstance(files, dict)
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    params, cfg = loading.load(tmp_path)
+    asked = settings.groups(asm.config)["model"]
+    assert (cfg.width, cfg.layers, cfg.qk_norm) == (asked.width, asked.layers, True)
+    saved = jax.device_get(state["params"])
+    assert jax.tree.structure(saved) == jax.tree.structure(params)
+    for ours, theirs in zip(jax.tree.leaves(saved), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+    plain = assemble(tiny("lm"))
+    with pytest.raises(UserError, match="--mode=publish: norm='layer' has no published layout"):
+        plain.experiment.actions["publish"](initial_state(plain), Query(""))

@@ -2,9 +2,11 @@
 """Recommenders as systems: artifacts, SIDs between runs, devices, recommending, bad input."""
 
 import gzip
+import itertools
 import json
 import re
 import shutil
+from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 from experiments.runner import checkpoint, loop, reopen
 from experiments.runner.assemble import Assembly, assemble, initial_state
 from experiments.runner.errors import UserError
+from experiments.runner.queries import Query
 from experiments.systems.rec.recommenders import wiring
 from experiments.systems.rec.recommenders.generators import Decoder
 from rec.sid import table
@@ -62,7 +65,9 @@ def test_a_wrong_sid_table_is_refused() -> None:
         assemble(tiny("tiger", **SMALL), other).experiment.evaluate(state, "valid")
 
 
-def test_recommending_needs_nothing_but_the_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recommending_needs_nothing_but_the_artifacts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """No corpus is read; items of the history are left out, also those older than the newest ones
     that a model reads of a long history."""
     asm = assembled()
@@ -74,29 +79,81 @@ def test_recommending_needs_nothing_but_the_artifacts(monkeypatch: pytest.Monkey
     monkeypatch.setattr("experiments.systems.rec.recommenders.wiring.load", refuse)
     recommend = asm.experiment.actions["recommend"]
     items, texts = artifacts()["items"], artifacts()["texts"]
-    answer = recommend(state, f"{items[3]} {items[5]}")
-    lines = [line.split() for line in answer.splitlines()[1:]]
-    names = [line[2] for line in lines]
+    answer = rows_of(recommend(state, Query(f"{items[3]} {items[5]}")))
+    names = [row["item"] for row in answer]
     assert 5 <= len(names) <= 10 and len(set(names)) == len(names)
     assert not {items[3], items[5]} & set(names)
-    assert [int(line[0]) for line in lines] == list(range(1, len(lines) + 1))
-    scores = [float(line[1]) for line in lines]
+    assert [row["rank"] for row in answer] == list(range(1, len(answer) + 1))
+    scores = [row["score"] for row in answer]
     assert scores == sorted(scores, reverse=True) and max(scores) <= 0
-    for name, line in zip(names, lines, strict=True):
-        assert " ".join(line[3:]) == texts[items.index(name)]
+    for row in answer:
+        assert row["title"] == texts[items.index(row["item"])] and row["user"] == "1"
 
-    long = recommend(state, " ".join(items[10:30]))
-    assert "the newest 5 are read" in long
-    newest = recommend(state, " ".join(items[25:30]))
-    listed = [line.split()[1:] for line in newest.splitlines()[1:]]
-    unseen = [words for words in listed if words[1] not in items[10:25]]
-    assert [line.split()[1:] for line in long.splitlines()[1:]][: len(unseen)] == unseen
-    both = recommend(state, f"{items[3]} {items[5]}\n\n{items[7]}\n")
-    assert both.startswith(answer) and f"after {items[7]}:" in both
-    with pytest.raises(UserError, match=r"unknown item 'item-9-9-9'; did you mean"):
-        recommend(state, f"{items[3]} item-9-9-9")
-    with pytest.raises(UserError, match="oldest first"):
-        recommend(state, "  \n")
+    long = rows_of(recommend(state, Query(" ".join(items[10:30]))))
+    assert "the newest 5 items are read" in capsys.readouterr().err
+    newest = rows_of(recommend(state, Query(" ".join(items[25:30]))))
+    unseen = [row["item"] for row in newest if row["item"] not in items[10:25]]
+    assert [row["item"] for row in long][: len(unseen)] == unseen
+    both = rows_of(recommend(state, Query(f"{items[3]} {items[5]}\n\n{items[7]}\n")))
+    first = [row for row in both if row["user"] == "1"]
+    assert [row["item"] for row in first] == names
+    np.testing.assert_allclose([row["score"] for row in first], scores, rtol=1e-5)
+    assert {row["user"] for row in both} == {"1", "2"}
+    assert len(rows_of(recommend(state, Query(items[3], top=2)))) == 2
+    for query, words in (
+        (Query(f"{items[3]} item-9-9-9"), r"unknown item 'item-9-9-9'; did you mean"),
+        (Query("  \n"), "oldest first"),
+        (Query(items[3], top=10_000), "--top=10000: this run's lists have at most"),
+    ):
+        with pytest.raises(UserError, match=words):
+            recommend(state, query)
+
+
+def rows_of(tables: Any) -> list[dict[str, Any]]:
+    """Rows of an answer made of tables."""
+    rows = []
+    for table in tables:
+        columns = [np.asarray(values).tolist() for values in table.values()]
+        rows += [dict(zip(table, row, strict=True)) for row in zip(*columns, strict=True)]
+    return rows
+
+
+def test_counts_recommend_what_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`successor` counted by hand; a file of histories and all users give what the items give; a
+    last batch that is not full changes nothing."""
+    monkeypatch.setattr("experiments.systems.rec.recommenders.recommend.BATCH", 7)
+    asm = assemble(tiny("rec_baselines", data__users=40))
+    recommend = asm.experiment.actions["recommend"]
+    loaded = wiring.load(asm.config)
+    train = loaded.split.train
+    followed: dict[int, Counter[int]] = defaultdict(Counter)
+    for user in range(train.num_users):
+        for first, second in itertools.pairwise(train.of(user).tolist()):
+            followed[first][second] += 1
+    items = loaded.corpus.items
+    last = max(followed, key=lambda item: max(followed[item].values()))
+    answer = rows_of(recommend({}, Query(f"successor: {items[last]}", top=3)))
+    counts = followed[last]
+    assert answer[0]["score"] == pytest.approx(max(counts.values()), abs=1e-2)
+    for row in answer:
+        assert row["score"] == pytest.approx(counts[items.index(row["item"])], abs=1e-2)
+        assert row["baseline"] == "successor"
+
+    everybody = rows_of(recommend({}, Query("successor: all", top=2)))
+    assert len(everybody) == 2 * 40
+    assert {row["user"] for row in everybody} == set(loaded.corpus.users)
+    histories = [loaded.corpus.sequences.of(user).tolist() for user in range(40)]
+    lines = [" ".join(items[i] for i in history) for history in histories]
+    typed = rows_of(recommend({}, Query("successor: " + "\n".join(lines), top=2)))
+    assert [row["item"] for row in typed] == [row["item"] for row in everybody]
+    table = ["userId,product_id", *(f"{u},{items[i]}" for u, h in enumerate(histories) for i in h)]
+    (tmp_path / "histories.csv").write_text("\n".join(table))
+    read = rows_of(recommend({}, Query(path=tmp_path / "histories.csv", top=2)))
+    by_successor = [row for row in read if row["baseline"] == "successor"]
+    assert [row["item"] for row in by_successor] == [row["item"] for row in everybody]
+    assert len(read) == 5 * len(by_successor)
+    with pytest.raises(UserError, match="there are popularity, successor"):
+        list(recommend({}, Query("nothing: i1")))
 
 
 class LikesTheFirst:
@@ -113,7 +170,7 @@ class DecodesTheFirst:
     """A decoder of the same order."""
 
     def decode(self, params: Any, queries: Any, values: np.ndarray) -> Any:
-        items = np.arange(40, dtype=np.int32)[None]
+        items = np.tile(np.arange(40, dtype=np.int32), (len(queries.users), 1))
         return wiring.Answer(items, -items.astype(np.float32))
 
 
@@ -128,10 +185,8 @@ def test_what_a_user_had_is_never_recommended(system: str, monkeypatch: pytest.M
     asm = assemble(tiny(system, **SMALL, model__max_items=12), made_by_tiger)
     items = made_by_tiger["items"]
     state = initial_state(asm)
-    answer = asm.experiment.actions["recommend"](state, " ".join(items[:15]))
-    assert "the newest 12 are read" in answer
-    names = [line.split()[2] for line in answer.splitlines()[1:]]
-    assert names == items[15:25]
+    answer = rows_of(asm.experiment.actions["recommend"](state, Query(" ".join(items[:15]))))
+    assert [row["item"] for row in answer] == items[15:25]
 
 
 @pytest.mark.deep
@@ -216,10 +271,11 @@ def test_from_raw_files_of_an_unknown_category_to_a_report(
     shutil.move(made, moved)
     assert reopen.check(moved) == []
     shutil.rmtree(tmp_path / "raw")
-    answer = reopen.act(moved, "recommend", f"{saved['items'][0]} {saved['items'][1]}")
-    assert "toy car" in answer
+    query = Query(f"{saved['items'][0]} {saved['items'][1]}")
+    answer = rows_of(reopen.act(moved, "recommend", query))
+    assert any("toy car" in row["title"] for row in answer)
     with pytest.raises(UserError, match="unknown item"):
-        reopen.act(moved, "recommend", "B0")
+        reopen.act(moved, "recommend", Query("B0"))
     with pytest.raises(UserError, match="other items"):
         assemble(tiny("tiger", sid__run=str(sid), **SMALL))
     with pytest.raises(UserError, match="not sid"):

@@ -97,8 +97,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         if split == "test":
             unmasked = metrics.ranks(scores, queries.targets)
             out |= metrics.summarize(unmasked, wiring.KS, "test/", "/unmasked")
-            sampled = metrics.uniform_ranks(scores, queries.targets, queries.history)
-            out |= metrics.summarize(sampled, wiring.KS, "test/", "/uni100")
+            out |= wiring.summarize_sampled(scores, queries)
         return out
 
     def answer(state: Mapping[str, Any], history: np.ndarray) -> wiring.Answer:

@@ -251,8 +251,7 @@ class Evaluation:
             scores = self.decoder.score_catalogue(params, queries)
             ranks = metrics.ranks(scores, queries.targets, queries.history)
             out |= metrics.summarize(ranks, wiring.KS, "test/", "/exact")
-            sampled = metrics.uniform_ranks(scores, queries.targets, queries.history)
-            out |= metrics.summarize(sampled, wiring.KS, "test/", "/uni100")
+            out |= wiring.summarize_sampled(scores, queries)
         return out
 
     def rank(self, state: Mapping[str, Any], split: str) -> tuple[Ranking, np.ndarray]:

@@ -29,6 +29,7 @@ from rec.data.sequences import Corpus, Queries, Split
 KS = (5, 10)
 SELECTABLE = tuple(f"valid/{name}@{k}" for name in ("recall", "ndcg") for k in KS)
 TEXT_WIDTH = 90
+SAMPLED = 100  # negatives of one metric
 
 
 class Loaded(NamedTuple):
@@ -278,6 +279,16 @@ class Answer(NamedTuple):
     """int [K], -1 for no item."""
     scores: np.ndarray
     """float [K]."""
+
+
+def summarize_sampled(scores: np.ndarray, queries: Queries) -> dict[str, float]:
+    """Computes the metrics against 100 sampled negatives; {} where a user has seen so much of a
+    small catalogue that fewer are left."""
+    left = queries.history.num_items - int(queries.history.lengths.max()) - 1
+    if left < SAMPLED:
+        return {}
+    ranks = metrics.uniform_ranks(scores, queries.targets, queries.history)
+    return metrics.summarize(ranks, KS, "test/", f"/uni{SAMPLED}")
 
 
 def shorten(words: str) -> str:
