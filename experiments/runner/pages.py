@@ -15,6 +15,7 @@ PICTURES = {
     b"GIF87a": "image/gif",
     b"GIF89a": "image/gif",
 }
+FINENESS = 1.5  # dots of a picture per pixel of the page
 LONGEST_WORD = 32  # letters without a space that a table cell keeps on one line
 STYLE = """
 :root{--bg:#fff;--fg:#1d2129;--soft:#5c6470;--line:#e3e6eb;--card:#f6f7f9;--hi:#1f5fd0;--warn:#a34a00}
@@ -156,7 +157,16 @@ def picture(title: str, data: bytes, caption: str = "", show_title: bool = False
     head = f"<b>{escape(title)}</b> " if show_title else ""
     text = f"<figcaption>{head}{escape(caption)}</figcaption>" if head or caption else ""
     source = base64.b64encode(data).decode()
-    return f'<figure><img alt="{escape(title)}" src="data:{kind};base64,{source}">{text}</figure>\n'
+    width = f' width="{_shown_width(data)}"' if kind == "image/png" else ""
+    return (
+        f'<figure><img alt="{escape(title)}"{width} src="data:{kind};base64,{source}">{text}'
+        "</figure>\n"
+    )
+
+
+def _shown_width(png: bytes) -> int:
+    """Pixels of the page for a PNG, whose own are finer, so that its text is as large as ours."""
+    return max(1, round(int.from_bytes(png[16:20], "big") / FINENESS))
 
 
 def page(title: str, body: str) -> str:
