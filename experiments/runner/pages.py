@@ -16,6 +16,7 @@ PICTURES = {
     b"GIF89a": "image/gif",
 }
 FINENESS = 1.5  # dots of a picture per pixel of the page
+SHORT = 24  # letters of a table cell that stay on one line
 LONGEST_WORD = 32  # letters without a space that a table cell keeps on one line
 STYLE = """
 :root{--bg:#fff;--fg:#1d2129;--soft:#5c6470;--line:#e3e6eb;--card:#f6f7f9;--hi:#1f5fd0;--warn:#a34a00}
@@ -100,10 +101,10 @@ def numeric(value: Any, strong: bool = False) -> Cell:
 
 
 def _width_class(text: str, is_first: bool) -> str:
-    """CSS class of a cell: the first column stays whole, only long unbroken values are broken."""
+    """CSS class of a cell: the first column and what is short stay on one line, long words break."""
     if max(map(len, text.split()), default=0) > LONGEST_WORD:
         return "long"
-    if is_first and len(text) <= LONGEST_WORD:
+    if len(text) <= (LONGEST_WORD if is_first else SHORT):
         return "whole"
     return "text" if len(text) > LONGEST_WORD else ""
 

@@ -169,7 +169,7 @@ def draw(title: str, lines: Sequence[Curve]) -> bytes:
     if everything.size and everything.min() > 0 and everything.max() > 1000 * everything.min():
         axes.set_yscale("log")
     axes.set_xlabel("training step", color=INK, fontsize=8.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10], integer=True))
     axes.set_ylabel(title, color=INK, fontsize=8.5, parse_math=False)
     axes.yaxis.set_label_coords(0.035, 0.5 * plain / height, transform=figure.transFigure)
     axes.yaxis.get_offset_text().set(color=INK, fontsize=8)
@@ -205,7 +205,7 @@ def color_spines(axes: Axes) -> None:
 
 
 def new_axes(
-    width: float, height: float, columns: int = 1, rows: int = 1
+    width: float | int, height: float | int, columns: int = 1, rows: int = 1
 ) -> tuple[Figure, np.ndarray]:
     """Makes a figure of so many inches and its panels, [rows, columns], in the report's colors."""
     figure = Figure(figsize=(width, height), layout="constrained")
