@@ -15,6 +15,8 @@ PICTURES = {
     b"GIF87a": "image/gif",
     b"GIF89a": "image/gif",
 }
+FINENESS = 1.5  # dots of a picture per pixel of the page
+SHORT = 24  # letters of a table cell that stay on one line
 LONGEST_WORD = 32  # letters without a space that a table cell keeps on one line
 STYLE = """
 :root{--bg:#fff;--fg:#1d2129;--soft:#5c6470;--line:#e3e6eb;--card:#f6f7f9;--hi:#1f5fd0;--warn:#a34a00}
@@ -99,10 +101,10 @@ def numeric(value: Any, strong: bool = False) -> Cell:
 
 
 def _width_class(text: str, is_first: bool) -> str:
-    """CSS class of a cell: the first column stays whole, only long unbroken values are broken."""
+    """CSS class of a cell: the first column and what is short stay on one line, long words break."""
     if max(map(len, text.split()), default=0) > LONGEST_WORD:
         return "long"
-    if is_first and len(text) <= LONGEST_WORD:
+    if len(text) <= (LONGEST_WORD if is_first else SHORT):
         return "whole"
     return "text" if len(text) > LONGEST_WORD else ""
 
@@ -156,7 +158,16 @@ def picture(title: str, data: bytes, caption: str = "", show_title: bool = False
     head = f"<b>{escape(title)}</b> " if show_title else ""
     text = f"<figcaption>{head}{escape(caption)}</figcaption>" if head or caption else ""
     source = base64.b64encode(data).decode()
-    return f'<figure><img alt="{escape(title)}" src="data:{kind};base64,{source}">{text}</figure>\n'
+    width = f' width="{_shown_width(data)}"' if kind == "image/png" else ""
+    return (
+        f'<figure><img alt="{escape(title)}"{width} src="data:{kind};base64,{source}">{text}'
+        "</figure>\n"
+    )
+
+
+def _shown_width(png: bytes) -> int:
+    """Pixels of the page for a PNG, whose own are finer, so that its text is as large as ours."""
+    return max(1, round(int.from_bytes(png[16:20], "big") / FINENESS))
 
 
 def page(title: str, body: str) -> str:

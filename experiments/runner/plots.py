@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.runner.writer import RESERVED, tag
 
@@ -25,6 +26,7 @@ COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0
 BLUE, ORANGE, GREEN, PINK, SKY, RED = COLORS[:6]
 POINTS = 300  # longer curves are shown as means of this many equal bins
 LINES = 8  # per plot
+INSIDE = 3  # lines whose legend has room inside the plot; of more it stands above
 SIZE = (4.8, 2.9)  # inches, dots per inch
 DPI = 150
 
@@ -139,11 +141,20 @@ def arrange(found: Mapping[str, Curve], first: Sequence[str]) -> list[tuple[str,
     return plots
 
 
+def is_flat(lines: Sequence[Curve]) -> bool:
+    """Whether no line ever moves: such a plot shows nothing that two numbers do not."""
+    return all(np.ptp(line.values) == 0 and not np.any(line.spread) for line in lines)
+
+
 def draw(title: str, lines: Sequence[Curve]) -> bytes:
     """One plot as PNG. Names are shown as they are: a `$` is no formula."""
-    figure = Figure(figsize=SIZE, dpi=DPI)
+    above = math.ceil(len(lines) / 2) if len(lines) > INSIDE else 0  # rows of the legend
+    width, plain = SIZE
+    height = plain + 0.18 * above
+    figure = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.15, 0.15, 0.83, 0.81))  # a layout engine would draw it all twice
+    # A layout engine would draw it all twice.
+    axes = figure.add_axes((0.18, 0.43 / height, 0.8, (plain - 0.67) / height))
     for index, line in enumerate(lines):
         color = COLORS[index % len(COLORS)]
         marker = "" if line.train or len(line.steps) > 40 else "o"
@@ -158,11 +169,24 @@ def draw(title: str, lines: Sequence[Curve]) -> bytes:
     if everything.size and everything.min() > 0 and everything.max() > 1000 * everything.min():
         axes.set_yscale("log")
     axes.set_xlabel("training step", color=INK, fontsize=8.5)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10], integer=True))
     axes.set_ylabel(title, color=INK, fontsize=8.5, parse_math=False)
+    axes.yaxis.set_label_coords(0.035, 0.5 * plain / height, transform=figure.transFigure)
+    axes.yaxis.get_offset_text().set(color=INK, fontsize=8)
     axes.tick_params(which="both", colors=INK, labelsize=8)
     axes.grid(color=INK, alpha=0.22, linewidth=0.6)
     color_spines(axes)
-    legend = axes.legend(fontsize=7.5, labelcolor=INK, frameon=False)
+    if above:
+        legend = axes.legend(
+            fontsize=7.5,
+            labelcolor=INK,
+            frameon=False,
+            ncols=2,
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 1.03),
+        )
+    else:
+        legend = axes.legend(fontsize=7.5, labelcolor=INK, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
     out = io.BytesIO()
@@ -181,7 +205,7 @@ def color_spines(axes: Axes) -> None:
 
 
 def new_axes(
-    width: float, height: float, columns: int = 1, rows: int = 1
+    width: float | int, height: float | int, columns: int = 1, rows: int = 1
 ) -> tuple[Figure, np.ndarray]:
     """Makes a figure of so many inches and its panels, [rows, columns], in the report's colors."""
     figure = Figure(figsize=(width, height), layout="constrained")

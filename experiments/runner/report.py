@@ -248,10 +248,13 @@ def curve_sections(run: Run, headline: Sequence[Headline]) -> list[Section]:
     """Learning curves: those of the headline, then losses; the rest by first and last value."""
     found = plots.curves([run.records])
     named = [entry.metric for entry in headline]
-    drawn = plots.arrange(found, named or list(run.results.get("metrics", {})))
+    arranged = plots.arrange(found, named or list(run.results.get("metrics", {})))
+    wanted = {plots.family(name) for name in named}
+    is_drawn = lambda lines: plots.family(lines[0].label) in wanted or not plots.is_flat(lines)
+    drawn = [(title, lines) for title, lines in arranged if is_drawn(lines)][:MAX_PLOTS]
     sentences = {plots.family(entry.metric): entry.sentence for entry in reversed(headline)}
     pictures = []
-    for title, lines in drawn[:MAX_PLOTS]:
+    for title, lines in drawn:
         names = ", ".join(line.label for line in lines)
         measured = sentences.get(plots.family(lines[0].label), "")
         caption = f"By training step: {names}. {measured}"
@@ -260,7 +263,8 @@ def curve_sections(run: Run, headline: Sequence[Headline]) -> list[Section]:
     if pictures:
         note = plots.legend(found.values())
         out.append(Section("Learning curves", note, pictures=tuple(pictures)))
-    rest = [line for _, lines in drawn[MAX_PLOTS:] for line in lines]
+    shown = {title for title, _ in drawn}
+    rest = [line for title, lines in arranged if title not in shown for line in lines]
     if rest:
         title = f"{len(rest)} more learning curves"
         note = "Curves that are not drawn, by their first and last value."

@@ -52,7 +52,8 @@ def attention_maps(weights: np.ndarray, labels: Sequence[str]) -> bytes:
         panel.set_xticks(ticks, names, parse_math=False)
         panel.set_yticks(ticks, names, parse_math=False)
         style(panel, f"layer {layer + 1}, head {head + 1}, max {most:.2g}", grid=None)
-        panel.tick_params(axis="x", labelrotation=90)
+        if max(map(len, names)) > 1:
+            panel.tick_params(axis="x", labelrotation=90)
         if head == 0:
             panel.set_ylabel("query token")
         if layer == layers - 1:
@@ -71,8 +72,6 @@ def layer_profile(record: Mapping[str, Any], layers: int) -> bytes:
         if reference is not None:
             level = float(np.mean(record[f"valid/{reference}"]))
             panel.axhline(level, color=INK, linestyle="--", linewidth=1)
-            panel.text(0.98, level, "uniform", transform=panel.get_yaxis_transform(), ha="right",
-                       va="bottom", fontsize=8.5, color=INK)  # fmt: skip
         else:
             panel.set_ylim(0, 1.02)
         panel.set_xlabel("layer")
@@ -92,7 +91,6 @@ def length_profile(record: Mapping[str, Any], context: int) -> bytes:
         if all(f"lengths/{reference}@{n}" in record for n in lengths):
             uniform = [float(np.mean(record[f"lengths/{reference}@{n}"])) for n in lengths]
             panel.plot(lengths, uniform, color=INK, linestyle="--", linewidth=1)
-            panel.text(lengths[0], uniform[0], "uniform", va="bottom", fontsize=8.5, color=INK)
         panel.axvline(context, color=INK, linewidth=1)
         panel.set_xscale("log", base=2)
         panel.set_xticks(lengths, [str(n) for n in lengths])
