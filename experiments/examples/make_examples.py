@@ -3,8 +3,8 @@
 
     python experiments/examples/make_examples.py
 
-Users walk through a shop of 60 items in 6 kinds: mostly to the next item of the same kind, sometimes
-anywhere. People know each other mostly within their group. All of it is drawn from one seed.
+Users walk through a shop of 60 items in 6 kinds: mostly to the next item of the same kind,
+sometimes anywhere. People know each other mostly within their group. All of it is drawn from one seed.
 """
 
 import csv

@@ -17,6 +17,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from experiments.runner import checkpoint, loop, names, settings, sharding
+from experiments.runner.about import About, Headline
 from experiments.runner.assemble import Assembly, assemble, initial_state
 from experiments.runner.hosts import to_host
 from tests import ROOT
@@ -42,6 +43,39 @@ def test_config_is_sound(system: str, variant: str) -> None:
     assert back.to_dict() == config.to_dict()
     assert (config.system, config.variant) == (system, variant)
     assert re.search(rf"run\.py --config={system}\b", module.__doc__)
+
+
+def is_sentence(text: str) -> bool:
+    """Begins with a capital or a figure, ends with a full stop, has three words or more."""
+    begins = text[:1].isupper() or text[:1].isdigit()
+    return begins and text.endswith(".") and len(text.split()) >= 3
+
+
+@pytest.mark.parametrize("system", CONFIGS)
+def test_a_config_says_what_it_is(system: str) -> None:
+    """No field of ABOUT and no line of HEADLINE is empty; each metric stands there once."""
+    module = names.config_module(system)
+    about = module.ABOUT
+    assert isinstance(about, About)
+    for name in ("asked", "data", "use", "failures"):
+        assert is_sentence(getattr(about, name)), name
+    assert {"tiny", "base"} <= set(about.cost) <= set(module.VARIANTS)
+    for text in (*about.cost.values(), *about.actions.values()):
+        assert text.strip() and not text.endswith(".")
+    assert all("CPU core" in text for text in about.cost.values())
+    metrics = [entry.metric for entry in module.HEADLINE]
+    assert metrics and len(set(metrics)) == len(metrics)
+    for entry in module.HEADLINE:
+        assert isinstance(entry, Headline) and entry.better in ("higher", "lower")
+        assert is_sentence(entry.sentence), entry.metric
+        assert entry.metric not in entry.references
+        assert len(set(entry.references)) == len(entry.references)
+
+
+@pytest.mark.parametrize("system", CONFIGS)
+def test_actions_are_the_ones_a_config_names(system: str) -> None:
+    actions = names.config_module(system).ABOUT.actions
+    assert set(actions) == set(assembled(system).experiment.actions)
 
 
 @cache

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from attention import data as texts
-from attention.lm import model, passkey
+from attention.lm import loading, model, passkey
 from experiments.runner import loop, reopen, results
 from experiments.runner.assemble import Assembly, assemble, initial_state
 from experiments.runner.contract import Picture

@@ -112,9 +112,9 @@ def test_recommending_needs_nothing_but_the_artifacts(
 def rows_of(tables: Any) -> list[dict[str, Any]]:
     """Rows of an answer made of tables."""
     rows = []
-    for table in tables:
-        columns = [np.asarray(values).tolist() for values in table.values()]
-        rows += [dict(zip(table, row, strict=True)) for row in zip(*columns, strict=True)]
+    for columns in tables:
+        values = [np.asarray(column).tolist() for column in columns.values()]
+        rows += [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
     return rows
 
 
@@ -375,7 +375,7 @@ def test_what_does_not_go_together_is_refused(
         ("sasrec", {"optim__schedule": "step"}, "schedule"),
         ("sid", {"sid__method": "umap"}, "method"),
         ("rec_baselines", {"data__format": "csv"}, "format"),
-        ("rec_baselines", {"data__format": "own"}, "item_text"),
+        ("rec_baselines", {"data__format": "own"}, "config.data.interactions=FILE"),
     ],
 )
 def test_bad_values_are_named(system: str, changes: dict[str, Any], words: str) -> None:
@@ -404,5 +404,5 @@ def test_relevance_and_search_are_artifacts() -> None:
     state = initial_state(asm)
     evaluated = asm.experiment.evaluate(state, "valid")
     assert 0 <= evaluated["valid/recall@10"] <= 1
-    answer = asm.experiment.actions["recommend"](state, asm.artifacts["items"][0])
-    assert len(answer.splitlines()) == 11
+    query = Query(asm.artifacts["items"][0])
+    assert len(rows_of(asm.experiment.actions["recommend"](state, query))) == 10

@@ -145,7 +145,7 @@ def link_headline(gnn: bool) -> tuple[Headline, ...]:
     Args:
         gnn: whether a graph network was trained beside it, whose row is shown too.
     """
-    rows = ("cn", "ra", "pa", "katz", "ppr")
+    rows = names.HEURISTICS
     found = []
     for metric, sentence in LINK_SENTENCES.items():
         shown = metric in ("auc", "mrr")
