@@ -167,6 +167,7 @@ def test_log_evaluations_and_retention(whole: Path) -> None:
         "metrics.jsonl",
         "report.html",
         "report.md",
+        "report_files",
         "results.json",
     ]
 
