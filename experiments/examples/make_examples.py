@@ -4,7 +4,7 @@
     python experiments/examples/make_examples.py
 
 Users walk through a shop of 60 items in 6 kinds: mostly to the next item of the same kind,
-sometimes anywhere. People know each other mostly within their group. All of it is drawn from one seed.
+sometimes anywhere. People know each other mostly within their group. One seed draws it all.
 """
 
 import csv

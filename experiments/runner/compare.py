@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.runner import names, plots, report, settings
-from experiments.runner.about import Headline
+from experiments.runner.about import metrics_of
 from experiments.runner.comparison import (
     Group,
     difference,
@@ -23,6 +23,9 @@ from experiments.runner.pages import Cell, Table, escape, html_table, number, pa
 
 WIDTH = 120  # of the terminal
 MAX_METRICS = 12  # on the terminal
+MAX_SETTINGS = 12  # on the terminal
+MAX_KEYS = 4  # named by a warning
+ABSENT = "absent"
 COLUMNS = 3  # groups side by side on the terminal
 NOTE = (
     "Mean ± sample standard deviation over n seeds. Intervals: percentile bootstrap of the mean, "
@@ -42,9 +45,7 @@ def headline_metrics(groups: Sequence[Group]) -> list[str]:
     for system in dict.fromkeys(str(group.config.get("system")) for group in groups):
         if system not in names.systems():
             continue
-        for entry in getattr(names.config_module(system), "HEADLINE", ()):
-            is_entry = isinstance(entry, Headline)
-            first += [entry.metric, *entry.references] if is_entry else [str(entry)]
+        first += metrics_of(getattr(names.config_module(system), "HEADLINE", ()))
     return [name for name in dict.fromkeys(first) if any(name in g.values for g in groups)]
 
 
@@ -100,7 +101,10 @@ def terminal_tables(groups: Sequence[Group], metrics: Sequence[str]) -> list[str
         out += ["", text_table(Table(("metric", *map(letter, part)), rows), WIDTH)]
     for start in range(1, len(groups), COLUMNS):
         part = groups[start : start + COLUMNS]
-        rows = [[Cell(name), *(Cell(_gap(groups[0], g, name)) for g in part)] for name in shown]
+        gaps = {name: [_gap(groups[0], g, name) for g in part] for name in shown}
+        rows = [[Cell(name), *map(Cell, texts)] for name, texts in gaps.items() if any(texts)]
+        if not rows:
+            continue
         head = tuple(f"{letter(g)} minus {letter(groups[0])}" for g in part)
         out += ["", text_table(Table(("difference", *head), rows), WIDTH)]
     if len(metrics) > len(shown):
@@ -109,9 +113,9 @@ def terminal_tables(groups: Sequence[Group], metrics: Sequence[str]) -> list[str
 
 
 def _gap(first: Group, other: Group, name: str) -> str:
-    """ "+0.02 [0.01, 0.03]*" of a metric."""
+    """ "+0.02 [0.01, 0.03]*" of a metric; "" where one of both lacks it."""
     if name not in first.values or name not in other.values:
-        return "-"
+        return ""
     d = difference(first.values[name], other.values[name])
     star = "*" if d.low > 0 or d.high < 0 else ""
     return f"{d.mean:+.4g} {_interval(d.low, d.high)}{star}"
@@ -132,9 +136,12 @@ def overview_table(groups: Sequence[Group]) -> Table:
 
 
 def setting_tables(groups: Sequence[Group]) -> tuple[Table, Table]:
-    """(settings that differ, a column for each group; settings that all share)."""
+    """(settings that differ, a column for each group; settings that all share).
+
+    What only some of the systems have stands last.
+    """
     flat = [settings.flatten(group.config) for group in groups]
-    show = lambda values, key: str(values[key]) if key in values else "absent"
+    show = lambda values, key: (str(values[key]) or '""') if key in values else ABSENT
     differing = []
     shared = []
     for key in sorted(set().union(*flat)):
@@ -143,6 +150,7 @@ def setting_tables(groups: Sequence[Group]) -> tuple[Table, Table]:
             differing.append([Cell(key), *map(Cell, texts)])
         else:
             shared.append([Cell(key), Cell(texts[0])])
+    differing.sort(key=lambda row: ABSENT in [cell.text for cell in row])
     head = ("setting", *map(letter, groups))
     return Table(head, differing), Table(("setting", "value"), shared)
 
@@ -159,9 +167,12 @@ def warnings(groups: Sequence[Group]) -> list[str]:
         found = settings.flatten(other.config.get("data", {}))
         keys = [k for k in sorted({*data, *found} - {"root"}) if data.get(k) != found.get(k)]
         if keys:
+            keys.sort(key=lambda key: key != "name")
+            named = ", ".join(f"data.{key}" for key in keys[:MAX_KEYS])
+            more = f" and {len(keys) - MAX_KEYS} more" if len(keys) > MAX_KEYS else ""
             out.append(
-                f"warning: {letter(other)} saw other data than {letter(first)}, in "
-                f"{', '.join(f'data.{key}' for key in keys)}: their numbers may not compare"
+                f"warning: {letter(other)} saw other data than {letter(first)}, in {named}{more}: "
+                "their numbers may not compare"
             )
     return out
 
@@ -227,7 +238,10 @@ def compare(workdirs: Sequence[str | Path]) -> tuple[str, str]:
 
     text = [text_table(overview, WIDTH), *map(_wrap, remarks)]
     if differing.rows:
-        text += ["", text_table(differing, WIDTH)]
+        short = differing._replace(rows=differing.rows[:MAX_SETTINGS])
+        text += ["", text_table(short, WIDTH)]
+        if len(differing.rows) > MAX_SETTINGS:
+            text.append(f"  {len(differing.rows) - MAX_SETTINGS} more differ: see the page")
     if shared.rows:
         text.append(f"  {len(shared.rows)} settings are the same: see the page")
     text += terminal_tables(groups, metrics)
@@ -240,7 +254,9 @@ def compare(workdirs: Sequence[str | Path]) -> tuple[str, str]:
     body += "".join(f"<p class=warn>{escape(line)}</p>\n" for line in remarks)
     if differing.rows:
         note = "The rest of the config is the same for all."
-        body += report.render(report.Section("Settings that differ", note, differing))
+        is_long = len(differing.rows) > MAX_SETTINGS
+        title = f"{len(differing.rows)} settings that differ"
+        body += report.render(report.Section(title, note, differing, folded=is_long))
     if shared.rows:
         body += report.render(report.Section("Settings all share", "", shared, folded=True))
     body += f"<h2>Results</h2>\n<p class=note>{escape(NOTE)}</p>\n"

@@ -101,7 +101,7 @@ def numeric(value: Any, strong: bool = False) -> Cell:
 
 
 def _width_class(text: str, is_first: bool) -> str:
-    """CSS class of a cell: the first column and what is short stay on one line, long words break."""
+    """CSS class of a cell: the first column and short text stay on one line, long words break."""
     if max(map(len, text.split()), default=0) > LONGEST_WORD:
         return "long"
     if len(text) <= (LONGEST_WORD if is_first else SHORT):

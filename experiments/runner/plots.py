@@ -26,7 +26,7 @@ COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0
 BLUE, ORANGE, GREEN, PINK, SKY, RED = COLORS[:6]
 POINTS = 300  # longer curves are shown as means of this many equal bins
 LINES = 8  # per plot
-INSIDE = 3  # lines whose legend has room inside the plot; of more it stands above
+INSIDE = 1  # lines whose legend has room inside the plot; of more it stands above
 SIZE = (4.8, 2.9)  # inches, dots per inch
 DPI = 150
 

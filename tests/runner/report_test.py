@@ -521,3 +521,14 @@ def test_damaged_ranks_are_named(ranks: Any, tmp_path: Path) -> None:
     (tmp_path / "ranks.npz").write_bytes(b"PK")
     with pytest.raises(UserError, match=r"ranks\.npz is damaged"):
         comparison.read_ranks(tmp_path / "ranks.npz")
+
+
+def test_many_differing_settings_are_folded(tmp_path: Path) -> None:
+    """Settings that both have stand first; the terminal shows twelve and counts the rest."""
+    a, b = run_folder(tmp_path / "a"), run_folder(tmp_path / "b", lr=0.2)
+    config = json.loads((b / "config.json").read_text())
+    (b / "config.json").write_text(json.dumps(config | {"extra": {f"k{i}": i for i in range(20)}}))
+    text, document = compare.compare([a, b])
+    assert "optim.lr" in text and "9 more differ: see the page" in text
+    assert "21 settings that differ</summary>" in document
+    assert ["extra.k19", "absent", "19"] in Page(document).rows
