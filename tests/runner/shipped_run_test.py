@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The finished run kept in the repository: saved on 4 devices with the oldest jax, read on any."""
+"""The finished runs kept in the repository: saved with the oldest jax, one of them on 4 devices,
+read on any."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from experiments.runner import checkpoint, reopen
 from tests import ROOT
 
 RUN = ROOT / "experiments" / "results" / "banyan-small"
+SMALL = sorted((ROOT / "experiments" / "results" / "runs").iterdir())
 
 
 def test_it_is_small_and_says_what_made_it() -> None:
@@ -40,3 +43,26 @@ def _leaves(tree: object) -> list:
 def test_every_claimed_number_holds() -> None:
     """The check a reviewer runs, here on 8 devices."""
     assert reopen.check(RUN) == []
+
+
+def test_there_is_a_small_one_of_each_library() -> None:
+    assert [path.name for path in SMALL] == ["attention", "banyan", "graph", "rec"]
+
+
+@pytest.mark.parametrize("run", SMALL, ids=lambda path: path.name)
+def test_it_is_small_and_names_no_machine(run: Path) -> None:
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 400_000
+    env = json.loads((run / "env.json").read_text())
+    assert env["versions"]["jax"] == "0.10.2" and "dirty" not in env["commit"]
+    assert "--workdir=runs/" in (run / "command.txt").read_text()
+    for path in files:
+        content = path.read_bytes()
+        assert b"/work/" not in content and b"/home/" not in content, path
+
+
+@pytest.mark.deep
+@pytest.mark.users_compiler
+@pytest.mark.parametrize("run", SMALL, ids=lambda path: path.name)
+def test_every_claimed_number_of_it_holds(run: Path) -> None:
+    assert reopen.check(run) == []

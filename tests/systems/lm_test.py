@@ -13,7 +13,7 @@ from PIL import Image
 
 from attention import data as texts
 from attention.lm import loading, model, passkey
-from experiments.runner import loop, reopen, results
+from experiments.runner import loop, reopen, results, settings
 from experiments.runner.assemble import Assembly, assemble, initial_state
 from experiments.runner.contract import Picture
 from experiments.runner.errors import UserError
