@@ -208,6 +208,8 @@ def test_heuristics_predict(tmp_path: Path) -> None:
     tested = rows_of(predict({}, Query("pa: all")))
     degrees = [len(around[int(r["source"])]) * len(around[int(r["target"])]) for r in tested]
     assert [r["score"] for r in tested] == degrees == sorted(degrees, reverse=True)
+    best = rows_of(predict({}, Query("pa: all", top=3)))
+    assert [r["score"] for r in best] == degrees[:3]
     with pytest.raises(UserError, match="there are cn"):
         list(predict({}, Query("1 2")))
 

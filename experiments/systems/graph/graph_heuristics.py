@@ -87,7 +87,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         init=init,
         evaluate=evaluate,
         figures=figures.make_heuristic_figures(config, artifacts),
-        actions={"predict": make_predict_by(config, artifacts, names)},
+        actions={"predict": predict.with_caution(make_predict_by(config, artifacts, names))},
     )
 
 

@@ -6,6 +6,8 @@
     --query=@FILE.csv      a table of pairs, columns source and target, or from and to
     --query=all            the links of the test, as the run's data have them
 
+--top=K leaves the best K of each table.
+
 A score orders pairs of one run; it is no calibrated probability.
 """
 
@@ -24,6 +26,7 @@ from graph.csr import CSR
 from graph.data import columns, edgelist
 
 CAUTION = "a score orders the pairs of one run; it is no calibrated probability"
+"""What every answer is preceded by on stderr."""
 
 
 class Graph(NamedTuple):
@@ -54,14 +57,13 @@ def make_predict(
 
     def predict(state: State, query: Query) -> Iterator[Columns]:
         names, graph = known()
-        print(CAUTION, file=sys.stderr)
         if query.is_all:
-            yield table(state, loaded().links("test").pos)
+            yield table(state, loaded().links("test").pos, query.top)
             return
         asked = read_pairs(query, names, named)
         pairs = [line for line in asked if len(line) == 2]
         if pairs:
-            yield table(state, np.array(pairs, np.int32))
+            yield table(state, np.array(pairs, np.int32), query.top)
         for (node,) in [line for line in asked if len(line) == 1]:
             others = choose_candidates(graph, node, candidates)
             ahead = np.stack([np.full(len(others), node), others], 1).astype(np.int32)
@@ -82,6 +84,18 @@ def make_predict(
         }
 
     return predict
+
+
+def with_caution(
+    action: Callable[[State, Query], Iterator[Columns]],
+) -> Callable[[State, Query], Iterator[Columns]]:
+    """Says once, on stderr, what a score is not."""
+
+    def cautious(state: State, query: Query) -> Iterator[Columns]:
+        print(CAUTION, file=sys.stderr)
+        return action(state, query)
+
+    return cautious
 
 
 def read_pairs(query: Query, names: Sequence[str], named: str) -> list[list[int]]:

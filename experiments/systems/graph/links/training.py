@@ -238,5 +238,5 @@ def make(
         rules=RULES,
         selectable=wiring.selectable_metrics(artifacts),
         figures=figures.make_figures(config, artifacts, evaluation, around),
-        actions={"predict": action},
+        actions={"predict": predict.with_caution(action)},
     )
