@@ -52,6 +52,8 @@ def compare_rows(
     names = [*baselines.NAMES, *(["bayes"] if "bayes/test/recall@10" in rows else [])]
     for name in names:
         how = "the best any ranker can do" if name == "bayes" else "no training, history masked"
+        if f"{name}/test/recall@10" not in rows:
+            how = "not measured: no text"
         out.append((name, *cells(f"{name}/", rows), how))
     caption = (
         "Recall and NDCG among the first K on the test queries, highest is best: this run, rows "
