@@ -206,9 +206,7 @@ def install() -> None:
 
 def remove() -> None:
     """Undoes `install`."""
-    names.systems().pop("toy", None)
-    for folder in ("configs", "systems"):
-        sys.modules.pop(f"experiments.{folder}.toy", None)
+    names.forget("toy")
 
 
 def tiny(**changes: Any) -> ConfigDict:

@@ -41,6 +41,14 @@ def install(name: str, module: ModuleType) -> None:
         sys.modules[f"experiments.{folder}.{name}"] = module
 
 
+def forget(name: str) -> None:
+    """Undoes `install`."""
+    systems().pop(name, None)
+    _OWN.pop(name, None)
+    for folder in ("configs", "systems"):
+        sys.modules.pop(f"experiments.{folder}.{name}", None)
+
+
 def source_sha256(system: str) -> str | None:
     """SHA-256 of the user's own file that a system was loaded from; None for one of this checkout
     and for an unknown one."""

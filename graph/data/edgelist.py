@@ -266,7 +266,7 @@ def _times(path: Path, column: Any, name: str) -> np.ndarray:
 
     kind = column.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        return column.cast(pa.timestamp("us")).cast(pa.int64()).to_numpy() / 1e6
+        return column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).to_numpy() / 1e6
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         times = column.to_numpy().astype(float)
         odd = np.flatnonzero(~(np.abs(times) < np.inf))

@@ -152,7 +152,9 @@ def _table(
 
     def choose_here(header: Sequence[str]) -> dict[str, str]:
         there = [r for r in optional if any(n.lower() in COMMON[r] for n in header) or r in columns]
-        return choose(path, header, (*roles, *there), columns)
+        # One flag serves both tables, whose columns of items may be named differently.
+        named = {r: name for r, name in columns.items() if r != "item" or name in header}
+        return choose(path, header, (*roles, *there), named)
 
     def names_of(header: Sequence[str]) -> list[str]:
         chosen = choose_here(header)
@@ -161,8 +163,9 @@ def _table(
     table = _arrow_table(path, names_of)
     chosen = choose_here(table.column_names)
     for column in chosen.values():
-        if table[column].null_count:
-            row = table[column].is_null().to_pylist().index(True)
+        values = table[column].to_pylist() if column in names_of(table.column_names) else []
+        if table[column].null_count or "" in values:
+            row = [value in (None, "") for value in table[column].to_pylist()].index(True)
             raise ValueError(
                 f"{path}: column {column!r} is empty in row {row + 1} (without header)"
             )
@@ -182,7 +185,7 @@ def _times(path: Path, column: Any, name: str) -> np.ndarray:
 
     kind = column.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        return column.cast(pa.timestamp("us")).cast(pa.int64()).to_numpy() / 1e6
+        return column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).to_numpy() / 1e6
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         times = column.to_numpy().astype(float)
         odd = np.flatnonzero(~(np.abs(times) < LARGEST_TIME))

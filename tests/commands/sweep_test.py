@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from experiments import sweep
-from experiments.runner import grid, settings
+from experiments.runner import grid, names, settings
 from experiments.runner.errors import UserError
 from tests import ROOT
 
@@ -39,6 +40,13 @@ metrics = {"metrics": {"test/accuracy": values["model"]["lr"]}}
 metrics |= {"tolerance": {}, "checkpoint_of": {}}
 (workdir / "results.json").write_text(json.dumps({**head, **metrics, "step": 20, "tested": 20}))
 """
+
+
+@pytest.fixture(autouse=True)
+def forget_the_example() -> Iterator[None]:
+    """Members are loaded in this process: other tests must not find that system."""
+    yield
+    names.forget("minimal_system")
 
 
 @pytest.fixture

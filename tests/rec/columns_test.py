@@ -116,6 +116,23 @@ def test_a_named_column_must_be_there_and_others_are_left(
     assert "not read: stars, note" in capsys.readouterr().err
 
 
+def test_names_may_not_be_empty_and_tables_may_differ(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('user,sku,time\nu,a,1\n"",a,2\n')
+    with pytest.raises(ValueError, match="column 'user' is empty in row 2"):
+        own.read(path, None, None, {"item": "sku"})
+    path.write_text("user,sku,time\nu,a,1\n")
+    items = tmp_path / "i.csv"
+    items.write_text("item_id,title\na,red tea\n")
+    assert own.read(path, items, None, {"item": "sku"}).texts == ["red tea"]
+    fine = pa.array([1_700_000_000_123_456_789], pa.timestamp("ns"))
+    parquet.write_table(
+        pa.table({"user": ["u"], "item": ["a"], "time": fine}), tmp_path / "n.parquet"
+    )
+    times = own.read(tmp_path / "n.parquet", None).sequences.times
+    assert times.tolist() == [1_700_000_000]
+
+
 def test_edges_alike(tmp_path: Path) -> None:
     folder = tmp_path / "graph"
     folder.mkdir()

@@ -375,6 +375,7 @@ def test_what_does_not_go_together_is_refused(
         ("sasrec", {"optim__schedule": "step"}, "schedule"),
         ("sid", {"sid__method": "umap"}, "method"),
         ("rec_baselines", {"data__format": "csv"}, "format"),
+        ("sasrec", {"data__interactions": "mine.csv"}, "add --config.data.format=own"),
         ("rec_baselines", {"data__format": "own"}, "config.data.interactions=FILE"),
     ],
 )

@@ -83,6 +83,11 @@ class RecData:
         settings.at_least("data", 0, core=self.core)
         settings.at_least("data", 1, feature_dim=self.feature_dim, users=self.users)
         columns.parse(self.columns)
+        if self.format != "own" and (self.interactions or self.item_text):
+            raise ValueError(
+                f"format={self.format!r} reads no files of yours, but interactions or item_text "
+                "names one: add --config.data.format=own"
+            )
         if self.format == "own" and not self.interactions:
             raise ValueError("format='own' needs --config.data.interactions=FILE")
         if self.split == "temporal" and self.valid_from >= self.test_from:
