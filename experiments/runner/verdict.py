@@ -17,6 +17,7 @@ from experiments.runner.pages import number
 Run = Mapping[str, Any]
 """One run: `metrics` and perhaps `per_seed`."""
 MAX_LINES = 12  # of an end block
+ENDS = ("low", "high")  # of a stored interval
 
 
 def seeds_of(runs: Sequence[Run], name: str) -> list[float]:
@@ -28,8 +29,11 @@ def seeds_of(runs: Sequence[Run], name: str) -> list[float]:
 
 
 def brief(value: float, sign: bool = False) -> str:
-    """Three decimals without a leading zero: .413, or +.413 with a sign."""
-    text = f"{value:+.3f}" if sign else f"{value:.3f}"
+    """Three decimals without a leading zero: .413, or +.413 with a sign. What three decimals would
+    show as zero has one digit: .0002, 4e-07."""
+    is_hidden = value != 0 and abs(value) < 5e-4
+    kind = ".1g" if is_hidden else ".3f"
+    text = f"{value:+{kind}}" if sign else f"{value:{kind}}"
     return re.sub(r"^([+-]?)0\.", r"\1.", text)
 
 
@@ -41,6 +45,17 @@ def over(runs: Sequence[Run]) -> str:
 
 def count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def beside_seeds(runs: Sequence[Run], metric: str, reference: str) -> list[float]:
+    """One value of `reference` for each seed of `metric`; counts that no seed changes are stored
+    once for the seeds trained side by side."""
+    values: list[float] = []
+    for run in runs:
+        ours = seeds_of([run], metric)
+        theirs = seeds_of([run], reference)
+        values += theirs * len(ours) if len(theirs) == 1 else theirs
+    return values
 
 
 class Compared(NamedTuple):
@@ -73,22 +88,29 @@ class Compared(NamedTuple):
         name = self.reference.partition("/")[0]
         name = self.reference.rpartition("/")[2] if name in ("valid", "test", "lengths") else name
         word = self.word(better)
+        if word == "no difference" and math.isnan(self.low):
+            return f"no difference seen from {name}{self._no_interval()}"
         if word == "no difference":
             return f"no difference seen from {name}: {self._span(self.gap)} {self.over}"
         place, _, judged = word.lower().partition(" ")
         text = f"{place} {name} by {brief(abs(self.gap))}" + (f" {judged}" if judged else "")
         if math.isnan(self.low):
-            return f"{text}; one seed, no interval"
+            return text + self._no_interval()
         low, high = sorted((abs(self.low), abs(self.high)))
         return f"{text} [{brief(low)}, {brief(high)}] {self.over}"
 
     def _span(self, value: float) -> str:
         return f"{brief(value, sign=True)} [{brief(self.low)}, {brief(self.high)}]"
 
+    def _no_interval(self) -> str:
+        alone = self.over.startswith("over 1 ")
+        return "; one seed, no interval" if alone else f"; {self.over}, no interval"
+
     def verdict(self, better: str) -> str:
         """The word, by how much, and within which interval."""
         if math.isnan(self.low):
-            return f"{self.word(better)} by {brief(abs(self.gap))}; one seed, no interval"
+            by = f" by {brief(abs(self.gap))}" if self.gap else ""
+            return f"{self.word(better)}{by}{self._no_interval()}"
         return f"{self.word(better)}: {self._span(self.gap)} {self.over}"
 
 
@@ -119,9 +141,10 @@ def compare(runs: Sequence[Run], metric: str, references: Sequence[str], better:
         raise UserError(f"none of {', '.join(references)} was measured beside {metric}")
     best = (max if better == "higher" else min)(means, key=lambda name: means[name])
     n = len(seeds_of(runs, metric))
-    by_seed = _by_seed(tuple(seeds_of(runs, best)), tuple(seeds_of(runs, metric)))
+    by_seed = _by_seed(tuple(beside_seeds(runs, metric, best)), tuple(seeds_of(runs, metric)))
     stored = f"{metric}/minus_{best.partition('/')[0]}"
-    if all(f"{stored}/low" in run["metrics"] for run in runs):
+    ends = [run["metrics"].get(f"{stored}/{end}", math.nan) for run in runs for end in ENDS]
+    if all(map(math.isfinite, ends)):
         low = min(run["metrics"][f"{stored}/low"] for run in runs)
         high = max(run["metrics"][f"{stored}/high"] for run in runs)
         return Compared(best, means[best], by_seed.mean, low, high, "over users")
@@ -156,10 +179,11 @@ def judge(results: Run, entry: Headline) -> Judged:
     value = number(metrics[entry.metric])
     if len(values) > 1:
         value += f" ± {number(spread(values))}"
-    measured = [name for name in entry.references if name in metrics]
-    finite = all(math.isfinite(metrics[name]) for name in [entry.metric, *measured])
-    if not measured or not finite:
-        return Judged(entry, value, "", "" if finite else "not a number: no verdict")
+    if not math.isfinite(metrics[entry.metric]):
+        return Judged(entry, value, "", "not a finite number: no verdict")
+    measured = [n for n in entry.references if math.isfinite(metrics.get(n, math.nan))]
+    if not measured:
+        return Judged(entry, value, "", "")
     beside = compare([results], entry.metric, measured, entry.better)
     reference = f"{beside.reference} {number(beside.value)}"
     return Judged(entry, value, reference, beside.sentence(entry.better))

@@ -32,15 +32,16 @@ def judged(
 
 
 def test_the_best_reference_and_its_stored_interval() -> None:
+    stored: dict[str, Any] = {
+        "test/recall@10/minus_successor/low": -0.35,
+        "test/recall@10/minus_successor/high": -0.29,
+    }
     found = judged(
         RECALL,
         test__recall_at_10=0.1,
         popularity__test__recall_at_10=0.02,
         successor__test__recall_at_10=0.42,
-        **{
-            "test/recall@10/minus_successor/low": -0.35,
-            "test/recall@10/minus_successor/high": -0.29,
-        },
+        **stored,
     )
     assert found.reference == "successor/test/recall@10 0.4200"
     assert found.sentence == "below successor by .320 [.290, .350] over users"
@@ -73,12 +74,38 @@ def test_several_seeds_are_resampled() -> None:
 
 def test_ties_gaps_and_what_is_no_number() -> None:
     tie = judged(RECALL, test__recall_at_10=0.2, popularity__test__recall_at_10=0.2)
-    assert tie.sentence.startswith("no difference seen")
+    assert tie.sentence == "no difference seen from popularity; one seed, no interval"
+    close = judged(RECALL, test__recall_at_10=0.2002, popularity__test__recall_at_10=0.2)
+    assert close.sentence.startswith("above popularity by .0002;"), "no gap is shown as .000"
     assert judged(RECALL, successor__test__recall_at_10=0.1).value == "not measured"
     alone = judged(RECALL, test__recall_at_10=0.2)
     assert (alone.reference, alone.sentence) == ("", "")
     nan = judged(RECALL, test__recall_at_10=math.nan, popularity__test__recall_at_10=0.2)
-    assert nan.sentence == "not a number: no verdict"
+    assert nan.sentence == "not a finite number: no verdict"
+
+
+def test_what_is_missing_or_no_number_beside_it() -> None:
+    """A row that failed hides no other; half an interval is none; counts are stored once."""
+    rows: dict[str, Any] = {"test__recall_at_10": 0.5, "popularity__test__recall_at_10": 0.2}
+    beside = judged(RECALL, **rows, successor__test__recall_at_10=math.nan)
+    assert beside.sentence.startswith("above popularity by .300")
+    low: dict[str, Any] = {"test/recall@10/minus_popularity/low": 0.1}
+    half = judged(RECALL, **rows, **low)
+    assert half.sentence == "above popularity by .300; one seed, no interval"
+    seeds = {"test/recall@10": [0.5, 0.55, 0.6]}
+    once = judged(RECALL, seeds, popularity__test__recall_at_10=0.2)
+    assert once.sentence.startswith("above popularity by .350 [.3") and "3 seeds" in once.sentence
+    touching: dict[str, Any] = {"test/recall@10/minus_popularity/low": 0.0}
+    touching["test/recall@10/minus_popularity/high"] = 0.6
+    assert judged(RECALL, **rows, **touching).sentence.startswith("no difference seen")
+
+
+def test_a_changed_number_changes_the_words() -> None:
+    """The planted fault: one number of results.json moved to the other side of its reference."""
+    metrics = {"test/recall@10": 0.5, "popularity/test/recall@10": 0.2}
+    before = verdict.end_block({"metrics": metrics}, (RECALL,), Path("x"))
+    after = verdict.end_block({"metrics": metrics | {"test/recall@10": 0.1}}, (RECALL,), Path("x"))
+    assert "above popularity by .300" in before and "below popularity by .100" in after
 
 
 @pytest.mark.parametrize("variant", ["tiny", "base"])

@@ -85,7 +85,7 @@ VARIANTS = ("base", "tiny", "h200", "paper")
 ABOUT = About(
     asked="A language model with a chosen kind of attention is trained to predict the next token.",
     cost={"base": "3 to 6 min on 2 CPU cores", "tiny": "15 s on 2 CPU cores"},
-    data="Tiny Shakespeare, 1.1 million characters; public domain.",
+    data="Tiny Shakespeare, 1.1 million characters of public-domain text, from karpathy/char-rnn.",
     use="Comparing kinds of attention at equal sizes, and what their heads do.",
     failures="Thresholded kinds learn more slowly: after 300 updates tda is .11 nats above softmax."
     " Beyond its training length every kind gets worse.",

@@ -81,8 +81,8 @@ VARIANTS = ("base", "tiny", "h200", "paper")
 ABOUT = About(
     asked="A small transformer is trained to find a number hidden in noise, then asked at greater "
     "lengths.",
-    cost={"base": "10 min on one CPU core", "tiny": "15 s on 2 CPU cores"},
-    data="Made from the seed; no licence applies.",
+    cost={"base": "7 to 12 min on 2 CPU cores", "tiny": "15 s on 2 CPU cores"},
+    data="Made from the seed; no license applies.",
     use="Comparing how far kinds of attention reach beyond their training length.",
     failures="At 16 times the training length no kind is above .33; high thresholds learn slowly.",
 )

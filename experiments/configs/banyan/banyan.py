@@ -75,8 +75,8 @@ VARIANTS = ("base", "tiny", "small", "h200", "paper")
 ABOUT = About(
     asked="An agent is trained by PPO to make goal items whose recipe it never sees, then the "
     "layouts change.",
-    cost={"base": "4 to 5 min on 2 CPU cores", "tiny": "30 s on 2 CPU cores"},
-    data="Worlds generated from the seed; no licence applies.",
+    cost={"base": "4 to 6 min on 2 idle CPU cores", "tiny": "30 s on 2 CPU cores"},
+    data="Worlds generated from the seed; no license applies.",
     use="Measuring transfer and forgetting of reinforcement learners across shifts.",
     failures="Trained on few layouts it fails on new ones: at :base about .68 of its success is "
     "lost at the shift. Deep tasks (:paper) were not trained here.",

@@ -24,7 +24,7 @@ VARIANTS = pencil.PEER_VARIANTS
 ABOUT = About(
     asked="A graph network over the whole graph is trained to score links by its nodes' states.",
     cost={"base": "a minute on 2 CPU cores", "tiny": "20 s on 2 CPU cores"},
-    data="USAir, 332 airports and 2,126 links, ten fixed splits; released for research use.",
+    data=graph_heuristics.LINKS,
     use="A peer of PENCIL on the same links.",
     failures="Below resource allocation on USAir and below PageRank on Citeseer; two nodes with "
     "equal surroundings look alike.",

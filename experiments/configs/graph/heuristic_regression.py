@@ -123,9 +123,10 @@ VARIANTS = ("base", "tiny", "h200", "paper")
 ABOUT = About(
     asked="A network is trained to compute a heuristic of a link from the nodes around it.",
     cost={"base": "1 to 3 min on 2 CPU cores", "tiny": "20 s on 2 CPU cores"},
-    data="Citeseer, 3,327 papers and 4,676 citations; released for research use.",
+    data="Citeseer, 3,327 papers and 4,552 citations, split as in HeaRT (MIT); read from a copy in "
+    "LPFormer's repository, which states no license.",
     use="Asking what an architecture can compute, not serving.",
-    failures="Heuristics beyond the sampled surroundings cannot be computed from them.",
+    failures="A heuristic of nodes beyond the sampled ones (2 hops of 10) cannot be read off them.",
 )
 HEADLINE = (
     Headline(

@@ -21,7 +21,7 @@ ABOUT = About(
     asked="Counts of shared neighbors, estimated from random signatures, are trained to score "
     "links.",
     cost={"base": "1 to 2 min on 2 CPU cores", "tiny": "20 s on 2 CPU cores"},
-    data="USAir, 332 airports and 2,126 links, ten fixed splits; released for research use.",
+    data=graph_heuristics.LINKS,
     use="A peer of PENCIL on the same links.",
     failures="Counts of short signatures are noisy. No learning check of it is on record.",
     actions={"predict": 'scores of links: --query="NODE NODE", or --query=NODE for its best'},

@@ -21,7 +21,7 @@ VARIANTS = pencil.PEER_VARIANTS
 ABOUT = About(
     asked="A graph network is trained to score links by the states of their common neighbors.",
     cost={"base": "1 to 2 min on 2 CPU cores", "tiny": "20 s on 2 CPU cores"},
-    data="USAir, 332 airports and 2,126 links, ten fixed splits; released for research use.",
+    data=graph_heuristics.LINKS,
     use="A peer of PENCIL on the same links.",
     failures="Below resource allocation on USAir; without common neighbors it sees little. "
     "Simplified: no completion.",

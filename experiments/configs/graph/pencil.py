@@ -197,7 +197,7 @@ ABOUT = About(
     asked="A plain transformer is trained to say from the nodes around two ends whether they are "
     "linked.",
     cost={"base": "2 min on 2 CPU cores", "tiny": "20 s on 2 CPU cores"},
-    data="USAir, 332 airports and 2,126 links, ten fixed splits; released for research use.",
+    data=graph_heuristics.LINKS,
     use="Ranking missing links of a graph like the one it was trained on.",
     failures="MRR below personalised PageRank on Citeseer and Power, and no better than resource "
     "allocation on USAir; below SEAL on Pubmed.",

@@ -21,7 +21,7 @@ VARIANTS = pencil.PEER_VARIANTS
 ABOUT = About(
     asked="A tuned graph auto-encoder is trained to score links by products of states.",
     cost={"base": "a minute on 2 CPU cores", "tiny": "20 s on 2 CPU cores"},
-    data="USAir, 332 airports and 2,126 links, ten fixed splits; released for research use.",
+    data=graph_heuristics.LINKS,
     use="A peer of PENCIL on the same links.",
     failures="Two nodes with equal surroundings look alike. Simplified: one map a step. No "
     "learning check of it is on record.",

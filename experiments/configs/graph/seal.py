@@ -24,7 +24,7 @@ ABOUT = About(
     asked="A GCN on the labelled surroundings of two ends is trained to say whether they are "
     "linked.",
     cost={"base": "2 min on 2 CPU cores", "tiny": "20 s on 2 CPU cores"},
-    data="USAir, 332 airports and 2,126 links, ten fixed splits; released for research use.",
+    data=graph_heuristics.LINKS,
     use="A peer of PENCIL on the same links.",
     failures="Below PageRank in MRR on Citeseer. Simplified: pooled by the ends, not by sorting.",
     actions={"predict": 'scores of links: --query="NODE NODE", or --query=NODE for its best'},

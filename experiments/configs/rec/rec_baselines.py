@@ -126,10 +126,14 @@ class RecEval:
 GROUPS = {"data": RecData, "eval": RecEval}
 VARIANTS = ("base", "tiny", "h200", "paper")
 BASELINES = ("successor", "cooccurrence", "item_knn", "content", "popularity")
+BEAUTY = (
+    "Amazon's 2014 reviews of Beauty, their 8-core: 1,766 users and 803 items; for research use, "
+    "citing McAuley et al. The repositories it is read from state no license."
+)
 ABOUT = About(
     asked="Counts and similarities of items, which need no training, rank the next item of a user.",
     cost={"base": "seconds on 2 CPU cores", "tiny": "4 s on 2 CPU cores"},
-    data="Beauty of Amazon's 2014 reviews, its 8-core (803 items); released for research use.",
+    data=BEAUTY,
     use="What a trained recommender must beat; served as it is where it wins.",
     failures="New items have no counts; popularity answers everybody alike.",
     actions={"recommend": 'the next items, by one of the counts: --query="successor: ITEM ITEM"'},

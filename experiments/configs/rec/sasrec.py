@@ -59,8 +59,8 @@ VARIANTS = ("base", "tiny", "h200", "paper")
 # Of a recommender that learns: its own figures, then the rows without training beside it.
 ABOUT = About(
     asked="A causal transformer over item IDs is trained to rank the next item of a user.",
-    cost={"base": "13 min on 2 CPU cores", "tiny": "15 s on 2 CPU cores"},
-    data="Beauty of Amazon's 2014 reviews, its 8-core (803 items); released for research use.",
+    cost={"base": "9 to 18 min on 2 CPU cores", "tiny": "15 s on 2 CPU cores"},
+    data=rec_baselines.BEAUTY,
     use="Ranking a catalogue whose items were all seen in training.",
     failures="An item without interactions cannot be recommended; tables grow with the catalogue.",
     actions={"recommend": 'the next items after a history: --query="ITEM ITEM"'},

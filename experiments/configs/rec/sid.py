@@ -54,7 +54,7 @@ VARIANTS = ("base", "tiny", "h200", "paper")
 ABOUT = About(
     asked="A tokenizer is fitted to give every item of a catalogue a short code of its text.",
     cost={"base": "a minute on 2 CPU cores", "tiny": "10 s on 2 CPU cores"},
-    data="Beauty of Amazon's 2014 reviews, its 8-core (803 items); released for research use.",
+    data=rec_baselines.BEAUTY,
     use="A table of semantic IDs for a generative recommender: --config.sid.run=DIR.",
     failures="RQ-VAE with the published recipe uses few of its codes; items of equal text collide.",
 )

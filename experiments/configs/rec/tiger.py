@@ -102,8 +102,8 @@ GROUPS = {
 VARIANTS = ("base", "tiny", "h200", "paper")
 ABOUT = About(
     asked="A T5-like generator is trained to write the semantic ID of a user's next item.",
-    cost={"base": "4 min on 2 CPU cores", "tiny": "35 s on 2 CPU cores"},
-    data="Beauty of Amazon's 2014 reviews, its 8-core (803 items); released for research use.",
+    cost={"base": "4 to 10 min on 2 CPU cores", "tiny": "35 s on 2 CPU cores"},
+    data=rec_baselines.BEAUTY,
     use="Generative retrieval: recommending from a catalogue through codes of its texts.",
     failures="At :base it is below successor counts, co-occurrence and SASRec; items with the same "
     "ID share their rank.",
