@@ -16,6 +16,7 @@ PICTURES = {
     b"GIF89a": "image/gif",
 }
 FINENESS = 1.5  # dots of a picture per pixel of the page
+SMALLEST = 0.72  # of its width: below it text of 9 points has less than 9 pixels, so it scrolls
 SHORT = 24  # letters of a table cell that stay on one line
 LONGEST_WORD = 32  # letters without a space that a table cell keeps on one line
 STYLE = """
@@ -158,11 +159,12 @@ def picture(title: str, data: bytes, caption: str = "", show_title: bool = False
     head = f"<b>{escape(title)}</b> " if show_title else ""
     text = f"<figcaption>{head}{escape(caption)}</figcaption>" if head or caption else ""
     source = base64.b64encode(data).decode()
-    width = f' width="{_shown_width(data)}"' if kind == "image/png" else ""
-    return (
-        f'<figure><img alt="{escape(title)}"{width} src="data:{kind};base64,{source}">{text}'
-        "</figure>\n"
-    )
+    size = ""
+    if kind == "image/png":
+        width = _shown_width(data)
+        size = f' width="{width}" style="min-width:{round(SMALLEST * width)}px"'
+    image = f'<img alt="{escape(title)}"{size} src="data:{kind};base64,{source}">'
+    return f"<figure><div class=scroll>{image}</div>{text}</figure>\n"
 
 
 def _shown_width(png: bytes) -> int:

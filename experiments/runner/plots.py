@@ -27,6 +27,8 @@ BLUE, ORANGE, GREEN, PINK, SKY, RED = COLORS[:6]
 POINTS = 300  # longer curves are shown as means of this many equal bins
 LINES = 8  # per plot
 INSIDE = 1  # lines whose legend has room inside the plot; of more it stands above
+TYPE = 9  # points of the smallest text: what a phone still shows at 9 pixels, see pages.py
+NARROW = 26  # letters of a name that leave room for another beside it
 SIZE = (4.8, 2.9)  # inches, dots per inch
 DPI = 150
 
@@ -148,9 +150,10 @@ def is_flat(lines: Sequence[Curve]) -> bool:
 
 def draw(title: str, lines: Sequence[Curve]) -> bytes:
     """One plot as PNG. Names are shown as they are: a `$` is no formula."""
-    above = math.ceil(len(lines) / 2) if len(lines) > INSIDE else 0  # rows of the legend
+    columns = 2 if max(len(line.label) for line in lines) <= NARROW else 1
+    above = math.ceil(len(lines) / columns) if len(lines) > INSIDE else 0  # rows of the legend
     width, plain = SIZE
-    height = plain + 0.18 * above
+    height = plain + 0.2 * above
     figure = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
     # A layout engine would draw it all twice.
@@ -168,25 +171,26 @@ def draw(title: str, lines: Sequence[Curve]) -> bytes:
     everything = everything[np.isfinite(everything)]
     if everything.size and everything.min() > 0 and everything.max() > 1000 * everything.min():
         axes.set_yscale("log")
-    axes.set_xlabel("training step", color=INK, fontsize=8.5)
+    axes.set_xlabel("training step", color=INK, fontsize=TYPE)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10], integer=True))
-    axes.set_ylabel(title, color=INK, fontsize=8.5, parse_math=False)
+    axes.set_ylabel(title, color=INK, fontsize=TYPE, parse_math=False)
     axes.yaxis.set_label_coords(0.035, 0.5 * plain / height, transform=figure.transFigure)
-    axes.yaxis.get_offset_text().set(color=INK, fontsize=8)
-    axes.tick_params(which="both", colors=INK, labelsize=8)
+    axes.yaxis.get_offset_text().set(color=INK, fontsize=TYPE)
+    axes.tick_params(which="both", colors=INK, labelsize=TYPE)
     axes.grid(color=INK, alpha=0.22, linewidth=0.6)
     color_spines(axes)
     if above:
         legend = axes.legend(
-            fontsize=7.5,
+            fontsize=TYPE,
             labelcolor=INK,
             frameon=False,
-            ncols=2,
+            ncols=columns,
             loc="lower left",
-            bbox_to_anchor=(-0.02, 1.03),
+            bbox_to_anchor=(0.0, (plain - 0.24) / height),
+            bbox_transform=figure.transFigure,
         )
     else:
-        legend = axes.legend(fontsize=7.5, labelcolor=INK, frameon=False)
+        legend = axes.legend(fontsize=TYPE, labelcolor=INK, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
     out = io.BytesIO()
@@ -221,10 +225,10 @@ def style(axes: Axes, title: str = "", grid: Literal["both", "x", "y"] | None = 
         axes.set_title(
             title, color=INK, fontsize=9.5, fontweight="bold", loc="left", parse_math=False
         )
-    axes.tick_params(which="both", colors=INK, labelsize=8.5)
+    axes.tick_params(which="both", colors=INK, labelsize=TYPE)
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set_color(INK)
-        label.set_fontsize(9)
+        label.set_fontsize(TYPE)
     if grid is not None:
         axes.set_axisbelow(True)
         axes.grid(axis=grid, color=INK, alpha=0.22, linewidth=0.6)
@@ -234,7 +238,7 @@ def style(axes: Axes, title: str = "", grid: Literal["both", "x", "y"] | None = 
         legend = axes.legend(
             handles,
             labels,
-            fontsize=8.5,
+            fontsize=TYPE,
             labelcolor=INK,
             frameon=False,
             loc="upper left",
@@ -247,8 +251,8 @@ def style(axes: Axes, title: str = "", grid: Literal["both", "x", "y"] | None = 
 def color_bar(figure: Figure, image: ScalarMappable, panels: Any, label: str) -> None:
     """Puts a color bar with its label beside one panel or several."""
     bar = figure.colorbar(image, ax=panels, shrink=0.8)
-    bar.set_label(label, color=INK, fontsize=9)
-    bar.ax.tick_params(colors=INK, labelsize=8.5)
+    bar.set_label(label, color=INK, fontsize=TYPE)
+    bar.ax.tick_params(colors=INK, labelsize=TYPE)
     for spine in bar.ax.spines.values():
         spine.set_color(INK)
 

@@ -532,3 +532,21 @@ def test_many_differing_settings_are_folded(tmp_path: Path) -> None:
     assert "optim.lr" in text and "9 more differ: see the page" in text
     assert "21 settings that differ</summary>" in document
     assert ["extra.k19", "absent", "19"] in Page(document).rows
+
+
+def test_pictures_keep_their_text_readable(tmp_path: Path) -> None:
+    """A wide picture scrolls on a phone: text of `plots.TYPE` points never has less than 9 pixels,
+    and a long name in a legend stands whole, in a line of its own."""
+    figure, ((axes,),) = plots.new_axes(9, 3)
+    axes.plot([0, 1], label="a line")
+    plots.style(axes)
+    two = np.arange(2)
+    names = ["valid/first_token/pooled/layer1", "valid/first_token/pooled/layer2"]
+    curves = [plots.Curve(name, two, two, 0 * two, False) for name in names]
+    for data in (plots.png(figure), plots.draw("first_token/pooled", curves)):
+        element = pages.picture("title", data, "What it shows.")
+        least = int(re.search(r"min-width:(\d+)px", element)[1])  # type: ignore[index]
+        assert plots.TYPE / 72 * plots.DPI * least / Image.open(io.BytesIO(data)).width >= 8.95
+        assert "<div class=scroll><img" in element
+    alpha = np.asarray(Image.open(io.BytesIO(data)))[..., 3]
+    assert not alpha[:, -3:].any() and alpha[:80].any(), "ink of the legend, none cut off"

@@ -17,7 +17,7 @@ from banyan.types import State
 from experiments.runner import settings
 from experiments.runner.contract import Picture
 from experiments.runner.errors import UserError
-from experiments.runner.plots import INK, color_bar, new_axes, png, style
+from experiments.runner.plots import INK, TYPE, color_bar, new_axes, png, style
 from experiments.runner.queries import Query, text_of
 
 Records = Sequence[Mapping[str, Any]]
@@ -47,7 +47,7 @@ def success_curve(records: Records, num_dists: int, phase_steps: int) -> bytes:
         if phase_steps * i <= last:
             axes.axvline(phase_steps * i, color=INK, linestyle="--", linewidth=1)
             axes.text(
-                phase_steps * i, 1.04, f"shift to d{i + 1}", ha="center", fontsize=8.5, color=INK
+                phase_steps * i, 1.04, f"shift to d{i + 1}", ha="center", fontsize=TYPE, color=INK
             )
     axes.set(xlabel="PPO updates", ylabel="success per episode started", ylim=(-0.02, 1.02))
     style(axes, grid="both")

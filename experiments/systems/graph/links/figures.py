@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.runner.contract import Picture, Rows
-from experiments.runner.plots import BLUE, INK, ORANGE, RED, color_bar, new_axes, png, style
+from experiments.runner.plots import BLUE, INK, ORANGE, RED, TYPE, color_bar, new_axes, png, style
 from experiments.systems.graph.links.scores import Evaluation
 from graph import heuristics
 
@@ -161,7 +161,7 @@ def draw_link(
         )
         for index, name in enumerate(names):
             if all_labeled or index < 2:
-                panel.annotate(name, at[index], fontsize=8.5, color=INK, ha="center",
+                panel.annotate(name, at[index], fontsize=TYPE, color=INK, ha="center",
                                va="bottom", xytext=(0, 4), textcoords="offset points")  # fmt: skip
         style(panel, f"read for {end}", grid=None)
         panel.set_axis_off()
