@@ -67,6 +67,23 @@ def text_of(query: Query, what: str) -> str:
     return query.text
 
 
+def split_choice(query: Query, names: Sequence[str], example: str) -> tuple[list[str], Query]:
+    """Splits "NAME: REST" into the one that is asked and the rest; where none is named, a file or
+    "all" asks every one.
+
+    Raises:
+        UserError: a text that names none; `example` shows how.
+    """
+    name, colon, rest = query.text.partition(":")
+    if colon and name.strip() in names:
+        return [name.strip()], query._replace(text=rest.strip())
+    if query.path is None and not query.is_all:
+        raise UserError(
+            f'--query={query.text!r}: say by what, "{example}"; there are {", ".join(names)}'
+        )
+    return list(names), query
+
+
 def lookup(name: str, number: Mapping[str, int], what: str) -> int:
     """number[name].
 

@@ -7,7 +7,7 @@ from typing import Any
 from experiments.runner import names
 from experiments.runner.pages import Cell, Table, markdown, markdown_table
 from experiments.runner.result_files import Found, grouped, system_of
-from experiments.runner.result_rows import ROWS, compared_in, results_table
+from experiments.runner.result_rows import ROWS, compared_in, entry_of, results_table
 from experiments.runner.result_series import PLOTS, Plot
 from experiments.runner.result_tables import (
     bench_text,
@@ -67,9 +67,10 @@ def system_page(system: str, found: Found, series: Mapping[str, Mapping[str, Any
     parts.append(results_table(found, rows=rows))
     for row in rows:
         for shown in (row.shown, *row.also):
-            if shown is not None and shown.references:
-                verdict = compared_in(found, shown).verdict(shown.better)
-                parts.append(f"- {shown.what.removesuffix(':')}: {markdown(verdict)}")
+            if shown is None or not (entry := entry_of(system, shown)).references:
+                continue
+            verdict = compared_in(found, shown, entry).verdict(entry.better)
+            parts.append(f"- {shown.what.removesuffix(':')}: {markdown(verdict)}")
     parts.append("")
     for plot in PLOTS:
         if system in plot.pages and plot.name in series:

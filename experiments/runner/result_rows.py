@@ -5,15 +5,13 @@ The number is that of the config's default, not of the best of its conditions.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from experiments.runner import names
+from experiments.runner.about import Headline
 from experiments.runner.pages import markdown
 from experiments.runner.result_files import Found, members_of, ours
-from experiments.runner.verdict import Compared, brief, compare
-
-HEURISTICS = ("cn", "aa", "ra", "pa", "katz", "ppr", "spd", "jaccard")
-BASELINES = ("popularity", "successor", "cooccurrence", "item_knn", "content")
+from experiments.runner.verdict import Compared, brief, compare, name_of
 
 
 class Shown(NamedTuple):
@@ -26,9 +24,9 @@ class Shown(NamedTuple):
     condition: str
     """Condition of that check; "" for runs."""
     metric: str
-    references: tuple[str, ...] = ()
-    """Metrics of the same runs that need no training."""
-    better: Literal["higher", "lower"] = "higher"
+    references: tuple[str, ...] | None = None
+    """Metrics of the same runs that need no training; None: those the system's HEADLINE names, ():
+    the row itself trains nothing."""
 
 
 class Row(NamedTuple):
@@ -42,18 +40,12 @@ class Row(NamedTuple):
     """Further verdicts, so that no loss is hidden behind the one number."""
 
 
-def _baselines(metric: str) -> tuple[str, ...]:
-    return tuple(f"{name}/{metric}" for name in BASELINES)
-
-
 def _passkey(what: str, condition: str) -> Shown:
-    metric = "lengths/accuracy@1024"
-    return Shown(what, "passkey_lengths.json", condition, metric, ("valid/accuracy/chance",))
+    return Shown(what, "passkey_lengths.json", condition, "lengths/accuracy@1024")
 
 
 def _links(what: str, source: str, condition: str, metric: str) -> Shown:
-    references = tuple(f"{name}/test/{metric}" for name in HEURISTICS)
-    return Shown(f"{what} {metric.upper()}", source, condition, f"test/{metric}", references)
+    return Shown(f"{what} {metric.upper()}", source, condition, f"test/{metric}")
 
 
 def _peer(system: str, paper: str) -> Row:
@@ -77,7 +69,6 @@ ROWS = (
             "banyan:base",
             "",
             "d1/end/success",
-            ("untrained/d1/success",),
         ),
         (
             Shown(
@@ -85,7 +76,6 @@ ROWS = (
                 "banyan:base",
                 "",
                 "d2/start/success",
-                ("untrained/d2/success",),
             ),
         ),
     ),
@@ -97,8 +87,6 @@ ROWS = (
             "lm_base.json",
             "softmax",
             "valid/loss",
-            ("valid/loss/bigram",),
-            "lower",
         ),
         (
             Shown(
@@ -106,8 +94,6 @@ ROWS = (
                 "lm_kinds.json",
                 "tda",
                 "valid/loss",
-                ("valid/loss/bigram",),
-                "lower",
             ),
         ),
     ),
@@ -125,6 +111,7 @@ ROWS = (
             "rec_baselines:base",
             "",
             "cooccurrence/test/recall@10",
+            (),
         ),
     ),
     Row(
@@ -135,7 +122,6 @@ ROWS = (
             "rec_sasrec_beauty.json",
             "sasrec",
             "test/recall@10",
-            _baselines("test/recall@10"),
         ),
     ),
     Row(
@@ -146,7 +132,6 @@ ROWS = (
             "rec_tiger_beauty.json",
             "tiger",
             "test/recall@10",
-            _baselines("test/recall@10"),
         ),
         (
             Shown(
@@ -184,6 +169,7 @@ ROWS = (
             "graph_heuristics.json",
             "USAir, ten splits",
             "ra/test/auc",
+            (),
         ),
     ),
     Row(
@@ -194,30 +180,41 @@ ROWS = (
             "graph_regression.json",
             "pencil",
             "test/rmse",
-            ("mean/test/rmse",),
-            "lower",
         ),
     ),
 )
 
 
-def _name(reference: str) -> str:
-    """What a reader calls a reference."""
-    first, *_, last = reference.split("/")
-    return last if last in ("bigram", "chance") else first
+def line_of(system: str, metric: str) -> Headline:
+    """The line of a system's HEADLINE for a metric."""
+    headline = names.config_module(system).HEADLINE
+    return next(entry for entry in headline if entry.metric == metric)
 
 
-def compared_in(found: Found, shown: Shown) -> Compared:
+def references_of(system: str, metric: str) -> tuple[str, ...]:
+    """What the system's HEADLINE compares a metric with."""
+    return line_of(system, metric).references
+
+
+def entry_of(system: str, shown: Shown) -> Headline:
+    """The same line, with the row's own references where it names some."""
+    entry = line_of(system, shown.metric)
+    return entry if shown.references is None else entry._replace(references=shown.references)
+
+
+def compared_in(found: Found, shown: Shown, entry: Headline) -> Compared:
+    """Compares a number with the best of the entry's references, in the same runs."""
     runs = members_of(found, shown.source, shown.condition)
-    return compare(runs, shown.metric, shown.references, shown.better)
+    return compare(runs, entry.metric, entry.references, entry.better)
 
 
-def _aside(found: Found, shown: Shown) -> str:
+def _aside(found: Found, system: str, shown: Shown) -> str:
     """A further verdict in few words."""
-    compared = compared_in(found, shown)
+    entry = entry_of(system, shown)
+    compared = compared_in(found, shown, entry)
     mean = compared.value + compared.gap
-    word = compared.word(shown.better)
-    reference = f"{_name(compared.reference)} {brief(compared.value)}"
+    word = compared.word(entry.better)
+    reference = f"{name_of(compared.reference)} {brief(compared.value)}"
     joint = " from" if word == "no difference" else ""
     runs = members_of(found, shown.source, shown.condition)
     alone = " (one seed)" if len(runs) == 1 else ""
@@ -230,11 +227,13 @@ def _cells(found: Found, row: Row) -> list[str]:
     if shown is None:
         return ["no result file", "", "not measured"]
     value = ours(members_of(found, shown.source, shown.condition), shown.metric, brief)
-    if not shown.references:
+    entry = entry_of(row.system, shown)
+    if not entry.references:
         return [value, "itself", "trains nothing"]
-    compared = compared_in(found, shown)
-    verdict = "; ".join([compared.verdict(shown.better), *(_aside(found, a) for a in row.also)])
-    return [value, f"{_name(compared.reference)} {brief(compared.value)}", verdict]
+    compared = compared_in(found, shown, entry)
+    asides = (_aside(found, row.system, aside) for aside in row.also)
+    verdict = "; ".join([compared.verdict(entry.better), *asides])
+    return [value, f"{name_of(compared.reference)} {brief(compared.value)}", verdict]
 
 
 def results_table(found: Found, folder: str = "", rows: Sequence[Row] = ROWS) -> str:

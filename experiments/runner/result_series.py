@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from experiments.runner.comparison import difference
 from experiments.runner.result_files import Found, members_of, system_of
-from experiments.runner.result_rows import BASELINES, HEURISTICS
+from experiments.runner.result_rows import references_of
 from experiments.runner.verdict import Run, brief
 
 Data = Mapping[str, Any]
@@ -100,7 +100,8 @@ def recall(found: Found, _: Lines) -> Data:
         keys = (name, f"{name}/low", f"{name}/high")
         rows[label] = [[run["metrics"][key] for key in keys] for run in runs]
     (baselines,) = members_of(found, "rec_baselines:base")
-    grey = {b: baselines["metrics"][f"{b}/{name}"] for b in BASELINES}
+    references = references_of("tiger", name)
+    grey = {key.partition("/")[0]: baselines["metrics"][key] for key in references}
     return {"learned": rows, "baselines": grey}
 
 
@@ -115,8 +116,9 @@ def _recall_alt(data: Data) -> str:
 
 
 def _best(runs: Sequence[Run], metric: str) -> str:
-    names = [h for h in HEURISTICS if all(f"{h}/test/{metric}" in r["metrics"] for r in runs)]
-    return max(names, key=lambda h: fmean(_metric(runs, f"{h}/test/{metric}")))
+    references = references_of("pencil", f"test/{metric}")
+    measured = [key for key in references if all(key in run["metrics"] for run in runs)]
+    return max(measured, key=lambda key: fmean(_metric(runs, key))).partition("/")[0]
 
 
 def links(found: Found, _: Lines) -> Data:

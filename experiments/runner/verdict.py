@@ -58,6 +58,12 @@ def beside_seeds(runs: Sequence[Run], metric: str, reference: str) -> list[float
     return values
 
 
+def name_of(reference: str) -> str:
+    """What a reader calls a reference: "katz" of katz/test/auc, "bigram" of valid/loss/bigram."""
+    first = reference.partition("/")[0]
+    return reference.rpartition("/")[2] if first in ("valid", "test", "lengths") else first
+
+
 class Compared(NamedTuple):
     """A metric beside the best row that trains nothing."""
 
@@ -85,8 +91,7 @@ class Compared(NamedTuple):
 
     def sentence(self, better: str) -> str:
         """Says by how much it is above or below the row of that name: "below katz by .01"."""
-        name = self.reference.partition("/")[0]
-        name = self.reference.rpartition("/")[2] if name in ("valid", "test", "lengths") else name
+        name = name_of(self.reference)
         word = self.word(better)
         if word == "no difference" and math.isnan(self.low):
             return f"no difference seen from {name}{self._no_interval()}"

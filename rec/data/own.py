@@ -71,8 +71,8 @@ def read_histories(
     order = np.arange(len(items))
     if "time" in table:
         order = np.argsort(_times(path, *table["time"]), kind="stable")
-    histories: dict[str, list[str]] = {user: [] for user in _names(table["user"][0])}
     users = _names(table["user"][0])
+    histories: dict[str, list[str]] = {user: [] for user in users}
     for event in order.tolist():
         histories[users[event]].append(items[event])
     return list(histories), list(histories.values())
@@ -162,9 +162,9 @@ def _table(
 
     table = _arrow_table(path, names_of)
     chosen = choose_here(table.column_names)
-    for column in chosen.values():
-        values = table[column].to_pylist() if column in names_of(table.column_names) else []
-        if table[column].null_count or "" in values:
+    for role, column in chosen.items():
+        is_name = role in ("user", "item")
+        if table[column].null_count or (is_name and "" in table[column].to_pylist()):
             row = [value in (None, "") for value in table[column].to_pylist()].index(True)
             raise ValueError(
                 f"{path}: column {column!r} is empty in row {row + 1} (without header)"

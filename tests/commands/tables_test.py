@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from experiments import tables
-from experiments.runner import result_files, result_pages, result_rows, result_series, result_tables
+from experiments.runner import (
+    result_files,
+    result_pages,
+    result_rows,
+    result_series,
+    result_tables,
+    verdict,
+)
+from experiments.runner.about import Headline
 from experiments.runner.errors import UserError
 from experiments.runner.pages import markdown_table
 from experiments.runner.result_rows import Row, Shown
@@ -146,9 +154,15 @@ def test_plots_are_drawn_alike_twice(found: result_files.Found, series: dict[str
         assert result_series.data_in(text) == series[plot.name]
 
 
-def shown(metric: str, better: str = "higher", **changes: Any) -> Shown:
-    row = Shown("x", "check.json", "c", metric, ("low/m", "high/m"), better)  # pyright: ignore
-    return row._replace(**changes)
+LINE = Headline("m", "higher", "A number.", ("low/m", "high/m"))
+
+
+def compared(
+    runs: list[dict[str, float]], line: Headline = LINE, condition: str = "c"
+) -> verdict.Compared:
+    """The metric m of runs of a check, beside the best of two rows."""
+    row = Shown("x", "check.json", condition, "m")
+    return result_rows.compared_in(checked(runs), row, line)
 
 
 def checked(runs: list[dict[str, float]]) -> result_files.Found:
@@ -160,16 +174,16 @@ def checked(runs: list[dict[str, float]]) -> result_files.Found:
 
 def test_verdicts_compare_with_the_best_row() -> None:
     three = [{"m": x, "low/m": 0.1, "high/m": 0.5} for x in (0.2, 0.3, 0.4)]
-    worse = result_rows.compared_in(checked(three), shown("m"))
+    worse = compared(three)
     assert worse.reference == "high/m" and worse.value == 0.5
     assert worse.verdict("higher").startswith("BELOW: -.200 [-.300, -.100] over 3 seeds")
-    better = result_rows.compared_in(checked(three), shown("m", "lower"))
+    better = compared(three, LINE._replace(better="lower"))
     assert better.reference == "low/m" and better.verdict("lower").startswith(
         "ABOVE (worse): +.200"
     )
     equal = [{"m": x, "low/m": 0.3, "high/m": 0.3} for x in (0.2, 0.3, 0.4)]
-    assert result_rows.compared_in(checked(equal), shown("m")).word("higher") == "no difference"
-    one = result_rows.compared_in(checked(three[:1]), shown("m"))
+    assert compared(equal).word("higher") == "no difference"
+    one = compared(three[:1])
     assert one.verdict("higher") == "BELOW by .300; one seed, no interval"
 
 
@@ -178,16 +192,16 @@ def test_a_stored_interval_is_shown_at_its_widest() -> None:
         {"m": 0.7, "high/m": 0.5, "m/minus_high/low": low, "m/minus_high/high": 0.3}
         for low in (0.1, -0.05)
     ]
-    told = result_rows.compared_in(checked(runs), shown("m"))
+    told = compared(runs)
     assert (told.low, told.high, told.over) == (-0.05, 0.3, "over users")
     assert told.verdict("higher") == "no difference: +.200 [-.050, .300] over users"
 
 
 def test_a_row_without_its_file_is_named() -> None:
     with pytest.raises(UserError, match="no condition 'd'"):
-        result_rows.compared_in(checked([{"m": 1.0}]), shown("m", condition="d"))
+        compared([{"m": 1.0}], condition="d")
     with pytest.raises(UserError, match="none of low/m, high/m"):
-        result_rows.compared_in(checked([{"m": 1.0}]), shown("m"))
+        compared([{"m": 1.0}])
     empty = [Row("sid", "", None)]
     text = result_rows.results_table(checked([]), rows=empty)
     assert "| [sid](sid.md) |  | no result file |  | not measured |" in text

@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 from experiments.runner import data, inputs, settings
 from experiments.runner.contract import Experiment, State
 from experiments.runner.errors import UserError
-from experiments.runner.queries import Columns, Query
+from experiments.runner.queries import Columns, Query, split_choice
 from experiments.systems.graph.links import figures, predict, wiring
+from experiments.systems.graph.links.wiring import Loaded
 from graph import heuristics
 from graph.data import npz
 
@@ -87,7 +88,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         init=init,
         evaluate=evaluate,
         figures=figures.make_heuristic_figures(config, artifacts),
-        actions={"predict": predict.with_caution(make_predict_by(config, artifacts, names))},
+        actions={"predict": make_predict_by(config, artifacts, names)},
     )
 
 
@@ -98,28 +99,21 @@ def make_predict_by(
     named, for a file or for all, by each of them."""
     graph = functools.cache(lambda: wiring.build_graph(artifacts))
 
+    def load_checked() -> Loaded:
+        return wiring.load_lazily(expand_splits(config)[0], artifacts)()
+
+    known = predict.known_of(artifacts, graph)
+    source = predict.Source(known, load_checked, config.data.columns, TOP, CANDIDATES)
+
     def predict_by(state: State, query: Query) -> Iterator[Columns]:
-        name, colon, rest = query.text.partition(":")
-        chosen = list(names)
-        if colon and name.strip() in names:
-            query = query._replace(text=rest.strip())
-            chosen = [name.strip()]
-        elif query.path is None and not query.is_all:
-            raise UserError(
-                f'--query={query.text!r}: say by what, "katz: NODE NODE"; there are '
-                f"{', '.join(names)}"
-            )
-        for heuristic in chosen:
-            options = wiring.choose_options(heuristic, graph())
-            action = predict.make_predict(
-                predict.known_of(artifacts, graph),
-                lambda: wiring.load(expand_splits(config)[0]),
-                config.data.columns,
-                TOP,
-                CANDIDATES,
-                lambda _, pairs, h=heuristic, o=options: heuristics.scores(h, graph(), pairs, **o),
-            )
-            for table in action(state, query):
-                yield {"heuristic": [heuristic] * len(table["rank"]), **table}
+        del state
+        chosen, query = split_choice(query, names, "katz: NODE NODE")
+        asked = predict.read_query(source, query)
+        for name in chosen:
+            options = wiring.choose_options(name, graph())
+            for part in asked:
+                scores = heuristics.scores(name, graph(), part.pairs, **options)
+                table = predict.table(known(), part, scores)
+                yield {"heuristic": [name] * len(table["rank"]), **table}
 
     return predict_by

@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 
 from experiments.runner import settings
 from experiments.runner.contract import Experiment, State
-from experiments.runner.errors import UserError
-from experiments.runner.queries import Columns, Query
+from experiments.runner.queries import Columns, Query, split_choice
 from experiments.systems.rec.recommenders import figures, recommend, wiring
 from rec import metrics
 from rec.baselines import evaluation
@@ -65,25 +64,13 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
 
     def recommend_by(state: State, query: Query) -> Iterator[Columns]:
         names = [name for name in evaluation.NAMES if f"{name}/test/recall@10" in artifacts["rows"]]
-        name, colon, rest = query.text.partition(":")
-        if colon and name.strip() in names:
-            query = query._replace(text=rest.strip())
-            names = [name.strip()]
-        elif query.path is None and not query.is_all:
-            raise UserError(
-                f'--query={query.text!r}: say by what, "successor: ITEM ITEM"; there are '
-                f"{', '.join(names)}"
-            )
-        for name in names:
+        chosen, query = split_choice(query, names, "successor: ITEM ITEM")
+        asked = recommend.read_histories(query, artifacts["items"], loaded, config.data.columns)
+        wanted = query.top or eval_config.top
+        for name in chosen:
             score = fitted()[name]
-            action = recommend.make_recommend(
-                artifacts,
-                loaded,
-                config.data.columns,
-                eval_config.top,
-                lambda _, rows, wanted, s=score: recommend.rank_scores(s(rows), rows, wanted),
-            )
-            for table in action(state, query):
+            rank = lambda _, rows, most, s=score: recommend.rank_scores(s(rows), rows, most)
+            for table in recommend.tables(artifacts, state, asked, wanted, rank):
                 yield {"baseline": [name] * len(table["rank"]), **table}
 
     return Experiment(

@@ -36,66 +36,73 @@ class Graph(NamedTuple):
     graph: CSR
 
 
-def make_predict(
-    known: Callable[[], Graph],
-    loaded: Callable[[], Loaded],
-    named: str,
-    top: int,
-    candidates: int,
-    score: Score,
-) -> Callable[[State, Query], Iterator[Columns]]:
-    """Makes the action.
+class Asked(NamedTuple):
+    """Pairs that are ranked among each other."""
 
-    Args:
-        known: graph and names of the run.
-        loaded: the links of the run, for "all".
-        named: config.data.columns, for files of pairs.
-        top: links of a node where the query does not say.
-        candidates: nodes that are scored for one; of more that are no neighbors, those with the
-            largest personalised PageRank from it.
-    """
+    pairs: np.ndarray
+    """int32 [B, 2]."""
+    most: int | None
+    """How many of the best are wanted; None for all."""
+
+
+class Source(NamedTuple):
+    """What a run knows, and how questions to it are read."""
+
+    graph: Callable[[], Graph]
+    loaded: Callable[[], Loaded]
+    """The links of the run, for "all"."""
+    columns: str
+    """config.data.columns, for files of pairs."""
+    top: int
+    """Links of a node where the query does not say."""
+    candidates: int
+    """Nodes that are scored for one; of more that are no neighbors, those with the largest
+    personalised PageRank from it."""
+
+
+def make_predict(source: Source, score: Score) -> Callable[[State, Query], Iterator[Columns]]:
+    """Makes the action."""
 
     def predict(state: State, query: Query) -> Iterator[Columns]:
-        names, graph = known()
-        if query.is_all:
-            yield table(state, loaded().links("test").pos, query.top)
-            return
-        asked = read_pairs(query, names, named)
-        pairs = [line for line in asked if len(line) == 2]
-        if pairs:
-            yield table(state, np.array(pairs, np.int32), query.top)
-        for (node,) in [line for line in asked if len(line) == 1]:
-            others = choose_candidates(graph, node, candidates)
-            ahead = np.stack([np.full(len(others), node), others], 1).astype(np.int32)
-            yield table(state, ahead, query.top or top)
-
-    def table(state: State, pairs: np.ndarray, most: int | None = None) -> Columns:
-        names, graph = known()
-        scores = score(state, pairs) if len(pairs) else np.zeros(0)
-        order = np.argsort(-scores, kind="stable")[:most]
-        best = pairs[order]
-        return {
-            "source": [names[node] for node in best[:, 0].tolist()],
-            "target": [names[node] for node in best[:, 1].tolist()],
-            "score": scores[order].astype(np.float32),
-            "rank": np.arange(1, len(best) + 1),
-            "linked": csr.contains(graph, best).astype(bool) if len(best) else np.zeros(0, bool),
-            "common_neighbors": heuristics.scores("cn", graph, best).astype(int),
-        }
+        for asked in read_query(source, query):
+            yield table(source.graph(), asked, score(state, asked.pairs))
 
     return predict
 
 
-def with_caution(
-    action: Callable[[State, Query], Iterator[Columns]],
-) -> Callable[[State, Query], Iterator[Columns]]:
-    """Says once, on stderr, what a score is not."""
+def read_query(source: Source, query: Query) -> list[Asked]:
+    """Reads what is asked, and says what a score is not.
 
-    def cautious(state: State, query: Query) -> Iterator[Columns]:
-        print(CAUTION, file=sys.stderr)
-        return action(state, query)
+    Raises:
+        UserError: see `read_pairs`; other links than those the run began with.
+    """
+    print(CAUTION, file=sys.stderr)
+    if query.is_all:
+        return [Asked(source.loaded().links("test").pos, query.top)]
+    names, graph = source.graph()
+    lines = read_pairs(query, names, source.columns)
+    pairs = [line for line in lines if len(line) == 2]
+    asked = [Asked(np.array(pairs, np.int32), query.top)] if pairs else []
+    for (node,) in [line for line in lines if len(line) == 1]:
+        others = choose_candidates(graph, node, source.candidates)
+        ahead = np.stack([np.full(len(others), node), others], 1).astype(np.int32)
+        asked.append(Asked(ahead, query.top or source.top))
+    return asked
 
-    return cautious
+
+def table(known: Graph, asked: Asked, scores: np.ndarray) -> Columns:
+    """Ranks the pairs, best first."""
+    names, graph = known
+    order = np.argsort(-scores, kind="stable")[: asked.most]
+    best = asked.pairs[order]
+    return {
+        "source": [names[node] for node in best[:, 0].tolist()],
+        "target": [names[node] for node in best[:, 1].tolist()],
+        "score": scores[order].astype(np.float32),
+        "rank": np.arange(1, len(best) + 1),
+        "linked": csr.contains(graph, best).astype(bool),
+        "common_neighbors": heuristics.scores("cn", graph, best).astype(int),
+    }
 
 
 def read_pairs(query: Query, names: Sequence[str], named: str) -> list[list[int]]:

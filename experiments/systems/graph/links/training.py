@@ -222,13 +222,12 @@ def make(
         ]
         return np.mean(draws, axis=0)
 
-    action = predict.make_predict(
+    source = predict.Source(
         predict.known_of(artifacts, functools.cache(lambda: wiring.build_graph(artifacts))),
         loaded,
         config.data.columns,
         eval_config.top,
         eval_config.candidates,
-        score,
     )
     return Experiment(
         init=learner.init,
@@ -238,5 +237,5 @@ def make(
         rules=RULES,
         selectable=wiring.selectable_metrics(artifacts),
         figures=figures.make_figures(config, artifacts, evaluation, around),
-        actions={"predict": predict.with_caution(action)},
+        actions={"predict": predict.make_predict(source, score)},
     )

@@ -54,44 +54,51 @@ def make_recommend(
         most: items a list can have.
         max_items: newest items of a history that the model reads.
     """
-    items = artifacts["items"]
-    texts = artifacts["texts"]
-    with_titles = any(texts)
 
     def recommend(state: State, query: Query) -> Iterator[Columns]:
         wanted = query.top or top
         if wanted > most:
             raise UserError(f"--top={wanted}: this run's lists have at most {most} items")
-        asked = read_histories(query, items, loaded, named)
+        asked = read_histories(query, artifacts["items"], loaded, named)
         longest = int(asked.sequences.lengths.max(initial=0))
         if longest > max_items:
             print(f"of longer histories the newest {max_items} items are read", file=sys.stderr)
-        return tables(state, asked, wanted)
-
-    def tables(state: State, asked: Histories, wanted: int) -> Iterator[Columns]:
-        count = len(asked.users)
-        size = min(BATCH, count)
-        for start in range(0, count, size):
-            # The last batch is filled up with its last row: one shape is one compiled program.
-            rows = np.minimum(np.arange(start, start + size), count - 1)
-            answers = rank(state, seq.select(asked.sequences, rows), wanted)
-            users = asked.users[start : start + size]
-            yield one_table(users, answers[: len(users)], wanted)
-
-    def one_table(users: Sequence[str], answers: Sequence[Answer], wanted: int) -> Columns:
-        cut = [Answer(a.items[a.items >= 0][:wanted], a.scores[a.items >= 0][:wanted])
-               for a in answers]  # fmt: skip
-        lengths = [len(answer.items) for answer in cut]
-        numbers = [int(i) for answer in cut for i in answer.items]
-        table: dict[str, Any] = {
-            "user": [user for user, n in zip(users, lengths, strict=True) for _ in range(n)],
-            "rank": np.concatenate([np.arange(1, n + 1) for n in lengths]),
-            "item": [items[i] for i in numbers],
-            "score": np.concatenate([answer.scores for answer in cut]).astype(np.float32),
-        }
-        return table | ({"title": [shorten(texts[i]) for i in numbers]} if with_titles else {})
+        return tables(artifacts, state, asked, wanted, rank)
 
     return recommend
+
+
+def tables(
+    artifacts: Mapping[str, Any], state: State, asked: Histories, wanted: int, rank: Rank
+) -> Iterator[Columns]:
+    """Yields what is recommended, a table for every batch of histories."""
+    count = len(asked.users)
+    size = min(BATCH, count)
+    for start in range(0, count, size):
+        # The last batch is filled up with its last row: one shape is one compiled program.
+        rows = np.minimum(np.arange(start, start + size), count - 1)
+        answers = rank(state, seq.select(asked.sequences, rows), wanted)
+        users = asked.users[start : start + size]
+        yield one_table(artifacts, users, answers[: len(users)], wanted)
+
+
+def one_table(
+    artifacts: Mapping[str, Any], users: Sequence[str], answers: Sequence[Answer], wanted: int
+) -> Columns:
+    """Lists the best items of each user."""
+    items = artifacts["items"]
+    texts = artifacts["texts"]
+    listed = [(answer, np.flatnonzero(answer.items >= 0)[:wanted]) for answer in answers]
+    cut = [Answer(answer.items[places], answer.scores[places]) for answer, places in listed]
+    lengths = [len(answer.items) for answer in cut]
+    numbers = [int(i) for answer in cut for i in answer.items]
+    table: dict[str, Any] = {
+        "user": [user for user, n in zip(users, lengths, strict=True) for _ in range(n)],
+        "rank": np.concatenate([np.arange(1, n + 1) for n in lengths]),
+        "item": [items[i] for i in numbers],
+        "score": np.concatenate([answer.scores for answer in cut]).astype(np.float32),
+    }
+    return table | ({"title": [shorten(texts[i]) for i in numbers]} if any(texts) else {})
 
 
 def read_histories(
