@@ -117,8 +117,13 @@ def attention(
         use_cudnn = implementation == "cudnn" or (
             implementation is None and _cudnn_covers(q, k, v, bias, mask)
         )
-        if use_cudnn or (q.shape[2] <= CHUNK and q.shape[4] == v.shape[3]):
-            return _library_softmax(q[0], k[0], v, bias, knobs, mask, use_cudnn)
+        T, S = q.shape[2], k.shape[2]
+        if use_cudnn:
+            return _cudnn_softmax(q[0], k[0], v, bias, knobs, mask)
+        if T <= CHUNK:
+            hides_nothing = not causal and q_segment_ids is None
+            seen = None if hides_nothing else masks.visible(T, S, **mask)
+            return _dense_softmax(q[0], k[0], v, bias, seen, _logit_scale(knobs, q))
     return _chunked(q, k, v, kind, bias, knobs, mask)
 
 
@@ -343,16 +348,15 @@ def _blocks(x: jax.Array, count: int, *, axis: int) -> jax.Array:
     return jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis, 0)
 
 
-def _library_softmax(
+def _cudnn_softmax(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
     bias: jax.Array | None,
     knobs: Mapping[str, Any],
     mask: Mapping[str, Any],
-    use_cudnn: bool,
 ) -> jax.Array:
-    """`jax.nn.dot_product_attention`; q [B, T, H, D], k and v with heads of one width."""
+    """cuDNN's flash kernel; q [B, T, H, D], k and v with heads of one width."""
     T, S = q.shape[1], k.shape[1]
     needs_no_mask = _needs_no_mask(T, S, mask)
     dense = None if needs_no_mask else masks.visible(T, S, **mask)
@@ -360,17 +364,130 @@ def _library_softmax(
         q,
         k,
         v,
-        bias=None if bias is None else bias.astype(q.dtype if use_cudnn else _accumulator(q)),
+        bias=None if bias is None else bias.astype(q.dtype),
         mask=None if dense is None else jnp.broadcast_to(dense[:, None], (q.shape[0], 1, T, S)),
-        scale=float(knobs.get("logit_scale", 1.0 / math.sqrt(q.shape[-1]))),
+        scale=_logit_scale(knobs, q),
         is_causal=needs_no_mask and mask["causal"],
-        implementation="cudnn" if use_cudnn else "xla",
+        implementation="cudnn",
     )
     if dense is None:
         return out
     # jax.nn spreads a row that sees nothing evenly over all keys; here it gives 0.
     sees_a_key = jnp.broadcast_to(dense.any(axis=-1)[:, :, None, None], out.shape)
     return jnp.where(sees_a_key, out, jnp.zeros((), out.dtype))
+
+
+def _logit_scale(knobs: Mapping[str, Any], q: jax.Array) -> float:
+    return float(knobs.get("logit_scale", 1.0 / math.sqrt(q.shape[-1])))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _dense_softmax(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array | None,
+    seen: jax.Array | None,
+    logit_scale: float,
+) -> jax.Array:
+    """Softmax attention with all scores at once, o [B, T, H, Dv]; rows that see nothing give 0.
+
+    Written for few passes over the scores: rows are normalized after they were summed over v, and
+    the gradient of a row needs <do, o>, not a sum over its keys (Dao et al. 2022, section 3.1).
+
+    Args:
+        q: [B, T, H, D]; k: [B, S, Hkv, D]; v: [B, S, Hkv, Dv].
+        bias: [B or 1, H, T, S]; seen: bool [B or 1, T, S]; None for neither.
+    """
+    return _dense_softmax_forward(q, k, v, bias, seen, logit_scale)[0]
+
+
+def _by_kv_head(x: jax.Array, kv_heads: int) -> jax.Array:
+    """[B, T, H, D] to [B, Hkv, H / Hkv * T, D]: all rows that read a key head, side by side."""
+    B, T, H, D = x.shape
+    grouped = x.reshape(B, T, kv_heads, H // kv_heads, D)
+    return grouped.transpose(0, 2, 3, 1, 4).reshape(B, kv_heads, H // kv_heads * T, D)
+
+
+def _by_row(x: jax.Array, T: int) -> jax.Array:
+    """Inverse of `_by_kv_head`."""
+    B, kv_heads, rows, D = x.shape
+    grouped = x.reshape(B, kv_heads, rows // T, T, D)
+    return grouped.transpose(0, 3, 1, 2, 4).reshape(B, T, kv_heads * rows // T, D)
+
+
+def _dense_softmax_forward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array | None,
+    seen: jax.Array | None,
+    logit_scale: float,
+) -> tuple[jax.Array, Any]:
+    B, T, H, _ = q.shape
+    S, kv_heads = k.shape[1:3]
+    wide = _accumulator(q)
+    rows = _by_kv_head(q, kv_heads)
+    keys = k.transpose(0, 2, 1, 3)
+    values = v.transpose(0, 2, 1, 3)
+    scores = jnp.einsum("bktd,bksd->bkts", rows, keys, preferred_element_type=wide) * logit_scale
+    by_head = (B, H, T, S)
+    if bias is not None:
+        scores = (scores.reshape(by_head) + bias.astype(wide)).reshape(scores.shape)
+    if seen is not None:
+        masked = jnp.where(seen[:, None], scores.reshape(by_head), -jnp.inf)
+        scores = masked.reshape(scores.shape)
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    if seen is not None:  # -inf - -inf, in a row that sees nothing, is no number
+        top = jnp.where(top == -jnp.inf, 0.0, top)
+    weights = jnp.exp(scores - top)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    if seen is not None:
+        total = jnp.where(total == 0, 1.0, total)
+    summed = jnp.einsum(
+        "bkts,bksd->bktd", weights.astype(v.dtype), values, preferred_element_type=wide
+    )
+    o = (summed / total).astype(v.dtype)
+    return _by_row(o, T), (rows, keys, values, weights, total, o, bias)
+
+
+def _dense_softmax_backward(
+    logit_scale: float, residuals: Any, grad: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, None]:
+    rows, keys, values, weights, total, o, bias = residuals
+    wide = weights.dtype
+    B, T, H, _ = grad.shape
+    S = weights.shape[-1]
+    do = _by_kv_head(grad, keys.shape[1])
+    # Weights are not normalized: their rows are divided by `total` on the narrow side.
+    do_over_total = do.astype(wide) / total
+    delta = jnp.sum(do_over_total * o.astype(wide), axis=-1, keepdims=True)
+    do_over_total = do_over_total.astype(values.dtype)
+    options: Any = {"preferred_element_type": wide}
+    dv = jnp.einsum(
+        "bkts,bktd->bksd", weights.astype(values.dtype), do_over_total, **options
+    ).astype(values.dtype)
+    dp = jnp.einsum("bktd,bksd->bkts", do_over_total, values, **options)
+    ds = weights * (dp - delta)
+    dbias = None
+    if bias is not None:
+        dbias = ds.reshape(B, H, T, S)
+        if bias.shape[0] == 1:
+            dbias = dbias.sum(axis=0, keepdims=True)
+        dbias = dbias.astype(bias.dtype)
+    scaled = (ds * logit_scale).astype(keys.dtype)
+    dq = jnp.einsum("bkts,bksd->bktd", scaled, keys, **options).astype(rows.dtype)
+    dk = jnp.einsum("bkts,bktd->bksd", scaled, rows, **options).astype(keys.dtype)
+    return (
+        _by_row(dq, T),
+        dk.transpose(0, 2, 1, 3),
+        dv.transpose(0, 2, 1, 3),
+        dbias,
+        None,
+    )
+
+
+_dense_softmax.defvjp(_dense_softmax_forward, _dense_softmax_backward)
 
 
 def _needs_no_mask(T: int, S: int, mask: Mapping[str, Any]) -> bool:

@@ -6,7 +6,7 @@ the input, so bfloat16 activations keep exact positions and stable norms.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -128,8 +128,8 @@ def rope(x: jax.Array, positions: jax.Array, frequencies: np.ndarray | jax.Array
     wide = _wide(x)
     cos = jnp.cos(angle).astype(wide.dtype)
     sin = jnp.sin(angle).astype(wide.dtype)
-    first = wide[..., :half]
-    second = wide[..., half:]
+    # A split, not two slices: the gradient of a split is one concatenation.
+    first, second = jax.lax.split(wide, (half, half), axis=wide.ndim - 1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)
 
@@ -185,6 +185,75 @@ def relative_buckets(
     logarithmic = exact + steps.astype(jnp.int32)
     bucket = jnp.where(distance < exact, distance, jnp.minimum(logarithmic, per_side - 1))
     return bucket + jnp.where(ahead > 0, per_side, 0) if bidirectional else bucket
+
+
+@jax.custom_vjp
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x W over the last axis: [..., F] of x [..., D] and a kernel [D, F].
+
+    The product is jnp.matmul's. Its gradient is written out because the one that JAX derives forms
+    (g^T x)^T, and XLA then writes g a second time, transposed, to undo it: a third of a training
+    step of small transformers on a CPU.
+    """
+    return x @ kernel
+
+
+def _matmul_forward(
+    x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _matmul_backward(
+    operands: tuple[jax.Array, jax.Array], grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = operands
+    dx = jax.lax.dot_general(grad, kernel, (((grad.ndim - 1,), (1,)), ((), ())))
+    x_rows = x.reshape(-1, x.shape[-1])
+    grad_rows = grad.reshape(-1, grad.shape[-1])
+    dkernel = jax.lax.dot_general(x_rows, grad_rows, (((0,), (0,)), ((), ())))
+    return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def dense_product(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    """`matmul` as the `dot_general` of a linen Dense, which contracts the same axes."""
+    return matmul(x, kernel)
+
+
+@jax.custom_vjp
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Negative log-likelihood -log softmax(logits)[target] in nats, float32 [...].
+
+    The gradient, softmax - one_hot, is one pass over the logits: neither a one-hot nor a scatter
+    of the targets is formed.
+
+    Args:
+        logits: [..., V] floating.
+        targets: int [...], in [0, V).
+    """
+    return _cross_entropy_forward(logits, targets)[0]
+
+
+def _cross_entropy_forward(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Any]:
+    wide = _wide(logits)
+    top = jnp.max(wide, axis=-1, keepdims=True)
+    log_total = top + jnp.log(jnp.sum(jnp.exp(wide - top), axis=-1, keepdims=True))
+    chosen = jnp.take_along_axis(wide, targets[..., None], axis=-1)
+    return (log_total - chosen)[..., 0], (logits, targets, log_total)
+
+
+def _cross_entropy_backward(residuals: Any, grad: jax.Array) -> tuple[jax.Array, None]:
+    logits, targets, log_total = residuals
+    probabilities = jnp.exp(_wide(logits) - log_total)
+    classes = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+    is_target = classes == targets[..., None]
+    return ((probabilities - is_target) * grad[..., None]).astype(logits.dtype), None
+
+
+cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def gelu(x: jax.Array, *, approximate: bool = True) -> jax.Array:

@@ -32,6 +32,7 @@ def dense(cfg: TransformerConfig, features: int, name: str, shrink: float = 1.0)
         features,
         use_bias=cfg.bias,
         dtype=jnp.dtype(cfg.dtype),
+        dot_general=layers.dense_product,
         kernel_init=nn.initializers.variance_scaling(shrink**2, "fan_in", "normal"),
         name=name,
     )

@@ -55,3 +55,7 @@ def implementations(kind: str) -> tuple[str, ...]:
     if kind == "tda":
         return TDA_IMPLEMENTATIONS
     return ("reference", "xla", "cudnn") if kind == "softmax" else ("reference", "xla")
+
+
+SCANS = ("auto", "on", "off", True, False)
+"""How layers run, see `attention.stack.unroll`; True and False are "on" and "off"."""

@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from attention import kinds, layers
+from attention import kinds, layers, stack
 from attention.multi_head import Attention, Shared, dense, write
 from attention.transformer_config import TransformerConfig, t5
 
@@ -197,25 +197,21 @@ def _run_blocks(
 ) -> tuple[jax.Array, Any]:
     """Runs cfg.layers blocks, scanned or unrolled: x and what the blocks return, stacked."""
     cfg = module.cfg
+    layers_at_once = stack.unroll(cfg.scan, cfg.layers)
     if cfg.remat:
-        block = nn.remat(block, prevent_cse=not cfg.scan)
+        # A loop keeps the recomputation from being merged with the forward pass by itself.
+        block = nn.remat(block, prevent_cse=layers_at_once > 1)
+    axes: Any = (nn.broadcast, 0)
+    blocks = nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=axes,
+        length=cfg.layers,
+        unroll=layers_at_once,
+    )
     per_layer = LayerInput(jnp.arange(cfg.layers), past)
-    if cfg.scan:
-        axes: Any = (nn.broadcast, 0)
-        scanned = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=axes,
-            length=cfg.layers,
-        )
-        return scanned(cfg, **options, name="blocks")(x, shared, per_layer)
-    outputs = []
-    for index in range(cfg.layers):
-        layer = jax.tree.map(lambda leaf: leaf[index], per_layer)  # noqa: B023
-        x, out = block(cfg, **options, name=f"block_{index}")(x, shared, layer)
-        outputs.append(out)
-    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+    return blocks(cfg, **options, name="blocks")(x, shared, per_layer)
 
 
 class RelativeBias(nn.Module):

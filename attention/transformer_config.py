@@ -33,7 +33,8 @@ class TransformerConfig:
         tied: logits from the embedding, with hidden states scaled by width^-0.5; else a projection.
         embed_std: of initial embeddings.
         dtype: of activations, "float32" or "bfloat16"; parameters are float32.
-        scan, remat: run layers as one scanned block; recompute blocks in the backward pass.
+        scan: layers run as one scanned block ("on") or unrolled ("off"), see `stack.unroll`.
+        remat: recompute blocks in the backward pass.
     """
 
     width: int
@@ -67,7 +68,7 @@ class TransformerConfig:
     tied: bool = True
     embed_std: int | float = 1.0
     dtype: str = "float32"
-    scan: bool = True
+    scan: bool | str = "auto"
     remat: bool = False
 
     def __post_init__(self) -> None:
@@ -87,6 +88,7 @@ class TransformerConfig:
             "mlp": ("gelu", "relu", "swiglu", "deep_relu"),
             "lambda_init": ("half", "depth"),
             "dtype": ("float32", "bfloat16"),
+            "scan": names.SCANS,
         }
         for name, values in allowed.items():
             require(getattr(self, name) in values, name, f"must be one of {values}")

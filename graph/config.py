@@ -60,7 +60,8 @@ class PencilConfig:
         dropout: of sublayers' outputs; attention_dropout: of attention weights, which are then
             formed densely in training; rates in [0, 1).
         dtype: of activations, "float32" or "bfloat16"; parameters, norms and head are float32.
-        scan, remat: run layers as one scanned block; recompute layers in the backward pass.
+        scan: layers run as one scanned block ("on") or unrolled ("off"), see `attention.stack`.
+        remat: recompute layers in the backward pass.
     """
 
     slots: int
@@ -78,12 +79,18 @@ class PencilConfig:
     dropout: int | float = 0.1
     attention_dropout: int | float = 0.1
     dtype: str = "float32"
-    scan: bool = True
+    scan: bool | str = "auto"
     remat: bool = False
 
     def __post_init__(self) -> None:
         least = {"slots": 2, "width": 1, "mlp_width": 1, "layers": 1, "edge_tokens": 1}
-        choices = {"scheme": SCHEMES, "fusion": FUSIONS, "dtype": DTYPES, "attention": names.KINDS}
+        choices = {
+            "scheme": SCHEMES,
+            "fusion": FUSIONS,
+            "dtype": DTYPES,
+            "attention": names.KINDS,
+            "scan": names.SCANS,
+        }
         _check(self, least, choices)
         _check_heads(self)
         rule = "may be off only where scheme is adjacency_row"

@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from attention import kinds, layers, tda
+from attention import kinds, layers, stack, tda
 from graph import bits
 from graph.config import PencilConfig
 from graph.sample import Array, LinkBatch
@@ -149,7 +149,14 @@ def dense(features: int, fan_in: int, dtype: Any, name: str) -> nn.Dense:
     def uniform(key: jax.Array, shape: Any, dtype: Any = jnp.float32, **_: Any) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return nn.Dense(features, dtype=dtype, kernel_init=uniform, bias_init=uniform, name=name)
+    return nn.Dense(
+        features,
+        dtype=dtype,
+        dot_general=layers.dense_product,
+        kernel_init=uniform,
+        bias_init=uniform,
+        name=name,
+    )
 
 
 class Norm(nn.Module):
@@ -230,7 +237,14 @@ class Layer(nn.Module):
         if not cfg.propagation:
             return z, None
         mixed = propagate(cfg.scheme, tokens, z)
-        mixed = nn.Dense(cfg.width, dtype=cfg.dtype, kernel_init=small, name="propagate")(mixed)
+        propagate_to = nn.Dense(
+            cfg.width,
+            dtype=cfg.dtype,
+            dot_general=layers.dense_product,
+            kernel_init=small,
+            name="propagate",
+        )
+        mixed = propagate_to(mixed)
         return z + layers.gelu(mixed, approximate=False), None
 
 
@@ -297,22 +311,21 @@ class Pencil(nn.Module):
         return layers.gelu(out, approximate=False)
 
     def _layers(self, x: jax.Array, tokens: Tokens, deterministic: bool) -> jax.Array:
-        cfg, layer = self.cfg, Layer
+        cfg = self.cfg
+        layer = Layer
+        layers_at_once = stack.unroll(cfg.scan, cfg.layers)
         if cfg.remat:
-            layer = nn.remat(layer, prevent_cse=not cfg.scan)
-        if cfg.scan:
-            axes: Any = (nn.broadcast, nn.broadcast)
-            stack = nn.scan(
-                layer,
-                variable_axes={"params": 0, "maps": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=axes,
-                length=cfg.layers,
-            )
-            return stack(cfg, deterministic, name="layers")(x, tokens, None)[0]
-        for index in range(cfg.layers):
-            x, _ = layer(cfg, deterministic, name=f"layer_{index}")(x, tokens, None)
-        return x
+            layer = nn.remat(layer, prevent_cse=layers_at_once > 1)
+        axes: Any = (nn.broadcast, nn.broadcast)
+        all_layers = nn.scan(
+            layer,
+            variable_axes={"params": 0, "maps": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=axes,
+            length=cfg.layers,
+            unroll=layers_at_once,
+        )
+        return all_layers(cfg, deterministic, name="layers")(x, tokens, None)[0]
 
 
 def attention_of(
@@ -322,8 +335,7 @@ def attention_of(
     over heads, float32 [B, 2, S]; of absolute values, for signed kinds of attention."""
     _, variables_with_maps = model.apply(variables, batch, features, mutable=["maps"])
     maps = jax.tree.leaves(variables_with_maps["maps"])[-1]
-    last = maps[-1] if model.cfg.scan else maps
-    return jnp.abs(last.astype(jnp.float32))[:, :, -2:].mean(axis=1)
+    return jnp.abs(maps[-1].astype(jnp.float32))[:, :, -2:].mean(axis=1)
 
 
 def projection(key: jax.Array, rows: int, columns: int) -> jax.Array:

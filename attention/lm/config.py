@@ -42,7 +42,7 @@ class LMConfig:
             in layer l (Ye et al. 2024). lambda is sigmoid of a parameter per head, for diff, tda.
         output_norm_eps: of the norm per head after rela, tra, diff and tda, > 0.
         dtype: of activations; parameters keep theirs.
-        scan: layers run as one scanned block (fast compile); else unrolled.
+        scan: layers run as one scanned block ("on") or unrolled ("off"), see `attention.stack`.
         remat: blocks are recomputed in the backward pass.
         init_std: of normal initial weights; o and down get it divided by sqrt(2 layers).
     """
@@ -75,7 +75,7 @@ class LMConfig:
     lambda_init: str = "half"
     output_norm_eps: int | float = 1e-6
     dtype: str = "float32"
-    scan: bool = True
+    scan: bool | str = "auto"
     remat: bool = False
     init_std: int | float = 0.02
 
@@ -92,6 +92,7 @@ class LMConfig:
             "attention": names.KINDS,
             "dtype": DTYPES,
             "lambda_init": LAMBDA_INITS,
+            "scan": names.SCANS,
         }
         for name, values in allowed.items():
             _require(getattr(self, name) in values, self, name, f"must be one of {values}")

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from attention import kinds, layers, tda
+from attention import kinds, layers, stack, tda
 from attention.lm.config import LMConfig
 
 TAPS = frozenset({"resid", "mlp_hidden", "mlp_out", "attn_out", "attn"})
@@ -264,19 +264,15 @@ def _run_blocks(
     """
     cfg = context.cfg
 
+    layers_at_once = stack.unroll(cfg.scan, cfg.layers)
+
     def block(x: jax.Array, xs: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
         return _block(context, x, xs)
 
     if cfg.remat:
         # A scan keeps the recomputation from being merged with the forward pass by itself.
-        block = jax.checkpoint(block, prevent_cse=not cfg.scan)
-    if cfg.scan:
-        return jax.lax.scan(block, x, per_layer)
-    outputs = []
-    for layer in range(cfg.layers):
-        x, out = block(x, jax.tree.map(lambda leaf: leaf[layer], per_layer))  # noqa: B023
-        outputs.append(out)
-    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+        block = jax.checkpoint(block, prevent_cse=layers_at_once > 1)
+    return jax.lax.scan(block, x, per_layer, unroll=layers_at_once)
 
 
 def _block(
@@ -371,7 +367,7 @@ def _linear(
     context: _Context, xs: dict[str, Any], group: str, name: str, x: jax.Array
 ) -> jax.Array:
     """x W, plus the low-rank path of an adapter."""
-    out = x @ xs["params"][group][name].astype(x.dtype)
+    out = layers.matmul(x, xs["params"][group][name].astype(x.dtype))
     if name in xs["lora"]:
         a, b = (xs["lora"][name][side].astype(x.dtype) for side in ("a", "b"))
         out = out + jnp.asarray(context.lora_scale, x.dtype) * ((x @ a) @ b)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from attention import layers
 from attention.lm import model
 from attention.lm.config import LMConfig
 from attention.lm.optim_config import OptimConfig
@@ -33,7 +34,7 @@ def is_matrix(params: Any) -> Any:
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Negative log-likelihood in nats, [B, T] float32, of targets int [B, T] under [B, T, V]."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
+    return layers.cross_entropy(logits.astype(jnp.float32), targets)
 
 
 def loss(

@@ -32,6 +32,8 @@ MAX_SEED = 2**32  # what every sampler and jax.random.key take
 NOT_HASHED = ("data.root", "mesh", "fsdp", "log", "train.steps")
 # Keys that came after runs were kept, and the value that means what those runs did: not hashed.
 ADDED = {"data.columns": ""}
+# A value that computes what another one did is hashed as that one: such runs go on.
+HASHED_AS = {("model.scan", "auto"): True}
 # Leaves, by their last name, that hold the path of something a run starts from. Its content counts,
 # see runner/content.py, not where it lies.
 PATHS = ("init_from", "run", "teacher", "first", "second", "runs", "weights")
@@ -220,7 +222,8 @@ def config_hash(values: Mapping[str, Any]) -> str:
             continue
         if key == "init_from" and key not in content:
             continue  # empty, or of a run that kept no digests: it never counted there
-        hashed[key] = content.get(key, value)
+        as_before = HASHED_AS.get((key, value), value) if isinstance(value, str) else value
+        hashed[key] = content.get(key, as_before)
     return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -52,7 +52,7 @@ class TigerConfig:
     softmax: str
     max_items: int
     dtype: str
-    scan: bool
+    scan: bool | str
     remat: bool
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ class SASRecConfig:
     negatives: int
     max_items: int
     dtype: str
-    scan: bool
+    scan: bool | str
     remat: bool
 
     def __post_init__(self) -> None:

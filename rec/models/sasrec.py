@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from attention import transformer
+from attention import layers, transformer
 from rec.models.config import SASRecConfig
 
 
@@ -81,7 +81,7 @@ def loss(model: SASRec, params: Any, batch: dict[str, jax.Array], key: jax.Array
     targets, weights, cfg = batch["targets"], batch["weights"], model.cfg
     if cfg.loss == "full":
         scores: Any = model.apply(variables, states, method=SASRec.scores)
-        nats = -jnp.take_along_axis(jax.nn.log_softmax(scores), targets[..., None], axis=-1)[..., 0]
+        nats = layers.cross_entropy(scores, targets)
     else:
         shape = (*targets.shape, cfg.negatives)
         negatives = jax.random.randint(draw, shape, 0, model.num_items)

@@ -129,12 +129,8 @@ def test_decoder_cache_scan_remat_and_beams(case: str) -> None:
     np.testing.assert_allclose(cached[real], full[real], atol=close)
     if case == "post":
         return
-    unrolled = {"params": dict(params["params"])}
-    stacked = unrolled["params"].pop("blocks")
-    for layer in range(cfg.layers):
-        unrolled["params"][f"block_{layer}"] = jax.tree.map(lambda x, i=layer: x[i], stacked)
-    flat = fast(whole, static_argnums=1)(unrolled, dataclasses.replace(cfg, scan=False))
-    np.testing.assert_allclose(flat[real], full[real], atol=close)
+    looped = fast(whole, static_argnums=1)(params, dataclasses.replace(cfg, scan="on"))
+    np.testing.assert_allclose(looped[real], full[real], atol=close)
     if case != "t5":
         return
 
@@ -183,7 +179,7 @@ def numpy_decoder(params: Any, cfg: TransformerConfig, x: np.ndarray, memory: np
         behind = np.maximum(np.arange(T)[:, None] - np.arange(T), 0)  # exact: all below 16
         future = future + np.moveaxis(params["relative_bias"]["table"][behind], 2, 0)
     for layer in range(cfg.layers):
-        w = params[f"block_{layer}"]
+        w = jax.tree.map(lambda x, i=layer: x[i], params["blocks"])
         parts = (
             ("attn", lambda h, w=w: attend(h, h, w["attn"], future)),
             ("cross", lambda h, w=w: attend(h, memory, w["cross"], None)),

@@ -184,7 +184,7 @@ def reference(cfg: PencilConfig, params: Any, P: np.ndarray, adj: np.ndarray, n:
 
     hd = cfg.width // cfg.heads
     for index in range(cfg.layers):
-        p = params[f"layer_{index}"]
+        p = jax.tree.map(lambda x, i=index: x[i], params["layers"])
         q, k, v = (lin(p["attn"][name], H) for name in "qkv")
         out = np.zeros_like(H)
         for h in range(cfg.heads):
@@ -234,7 +234,7 @@ def test_initial_values() -> None:
     cfg = PencilConfig(8, 64, 4, 256, 1, fusion="early", scan=False)
     feats = np.ones((len(PAIRS), 8, 300), np.float32)
     params = start(cfg, some(8), feats)["params"]
-    layer = params["layer_0"]
+    layer = jax.tree.map(lambda x: x[0], params["layers"])
     for part, fan_in in ((layer["attn"]["q"], 64), (layer["up"], 64), (layer["down"], 256)):
         for name in ("kernel", "bias"):
             assert np.abs(part[name]).max() <= fan_in**-0.5
@@ -395,7 +395,7 @@ def test_controls() -> None:
         variables = loud(start(cfg, batch))
         apart = np.abs(logits(cfg, variables, batch) - logits(cfg, variables, empty)).max()
         assert bool(apart > 1e-3) is (adjacency or propagation)
-        assert ("propagate" in variables["params"]["layer_0"]) is propagation
+        assert ("propagate" in variables["params"]["layers"]) is propagation
 
 
 @pytest.mark.parametrize("kind", ["softmax", deep("tda")])
@@ -414,7 +414,7 @@ def test_attention_kinds(kind: str) -> None:
     np.testing.assert_allclose(got, logits(cfg, variables, batch), rtol=1e-4, atol=1e-5)
     for x in jax.tree.leaves(pull(jnp.arange(1.0, 5.0))):
         assert np.isfinite(x).all() and np.any(x)
-    assert ("lam" in variables["params"]["layer_0"]["attn"]) is (kind == "tda")
+    assert ("lam" in variables["params"]["layers"]["attn"]) is (kind == "tda")
 
 
 @pytest.mark.deep
@@ -441,11 +441,8 @@ def test_scan_remat_and_dtype() -> None:
     cfg = config()
     variables = loud(start(cfg, batch))
     want = logits(cfg, variables, batch)
-    params = dict(variables["params"])
-    parts = [params.pop(f"layer_{i}") for i in range(cfg.layers)]
-    stacked = {**params, "layers": jax.tree.map(lambda *x: jnp.stack(x), *parts)}
     scanned = dataclasses.replace(cfg, scan=True, remat=True)
-    got = logits(scanned, {**variables, "params": stacked}, batch)
+    got = logits(scanned, variables, batch)
     np.testing.assert_allclose(got, want, atol=1e-5)
     low = logits(dataclasses.replace(cfg, dtype="bfloat16"), variables, batch)
     assert low.dtype == np.float32 and 0 < np.abs(low - want).max() < 0.1 * max(np.ptp(want), 1)

@@ -157,7 +157,7 @@ def get_config(arg: str = "base") -> ConfigDict:
             "lambda_init": "half",
             "output_norm_eps": 1e-6,
             "dtype": "float32",
-            "scan": True,
+            "scan": "auto",
             "remat": False,
             "init_std": 0.02,
         }

@@ -312,7 +312,7 @@ def get_config(arg: str = "base") -> ConfigDict:
         dropout=0.0,
         attention_dropout=0.0,
         dtype="float32",
-        scan=True,
+        scan="auto",
         remat=False,
     )
     peer = Peer(steps=400)

@@ -101,7 +101,7 @@ def get_config(arg: str = "base") -> ConfigDict:
         negatives=1,  # not read by the full softmax
         max_items=50,
         dtype="float32",
-        scan=True,
+        scan="auto",
         remat=False,
     )
     config.optim = optim_group(1e-3)

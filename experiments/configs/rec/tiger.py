@@ -134,7 +134,7 @@ def get_config(arg: str = "base") -> ConfigDict:
         softmax="digit",
         max_items=5,
         dtype="float32",
-        scan=True,
+        scan="auto",
         remat=False,
     )
     evaluation = BeamEval(
