@@ -471,6 +471,8 @@ def _dense_softmax_backward(
     ds = weights * (dp - delta)
     dbias = None
     if bias is not None:
+        # Without it XLA computes ds again inside the sum over rows, slower than it reads it.
+        ds = jax.lax.optimization_barrier(ds)
         dbias = ds.reshape(B, H, T, S)
         if bias.shape[0] == 1:
             dbias = dbias.sum(axis=0, keepdims=True)

@@ -223,6 +223,15 @@ def dense_product(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Ar
     return matmul(x, kernel)
 
 
+def class_logits(x: jax.Array, table: jax.Array) -> jax.Array:
+    """Scores of all classes, float32 [..., V], of states [..., D] and a table [V, D] of any dtype,
+    summed in float32."""
+    table = table.astype(x.dtype)
+    if x.dtype == jnp.float32:
+        return matmul(x, table.T)
+    return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
+
+
 @jax.custom_vjp
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Negative log-likelihood -log softmax(logits)[target] in nats, float32 [...].

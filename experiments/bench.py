@@ -19,6 +19,7 @@ per second.
 import argparse
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from typing import Any
 if __package__ in (None, ""):  # run as a script: the checkout, not this folder, is the root
     sys.path[0:0] = [str(Path(__file__).resolve().parent.parent)]
 
-from experiments.runner import bench, folder
+from experiments.runner import bench, folder, memory
 
 BENCHES = ("attention", "banyan", "loop", "rec", "sampler")
 MIN_REPEATS = 5
@@ -55,11 +56,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("name", choices=BENCHES)
     parser.add_argument("--json", type=Path, help="write the result to this file too")
     parser.add_argument("--repeats", type=int, default=7, help=f"at least {MIN_REPEATS}")
+    parser.add_argument("--no_malloc_tuning", action="store_true", help="see runner/memory.py")
     args = parser.parse_args(argv)
     if args.repeats < MIN_REPEATS:
         parser.error(f"--repeats={args.repeats}: must be at least {MIN_REPEATS}")
     if args.json and not args.json.parent.is_dir():
         parser.error(f"--json={args.json}: no folder {args.json.parent}")
+    if not args.no_malloc_tuning:
+        memory.keep_scratch()
     result = run(args.name, args.repeats)
     print("\n" + bench.table(result))
     if args.json:
@@ -68,4 +72,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if "--no_malloc_tuning" not in sys.argv:
+        memory.restart_with_huge_pages(os.environ)
     sys.exit(main())

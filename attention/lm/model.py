@@ -228,8 +228,7 @@ def forward(
     if "resid" in taps:
         tapped["resid"] = jnp.concatenate([embedded[None], tapped["resid"]])
     x = _norm(cfg, params["final_norm"], x)
-    table = params["embed" if cfg.tied else "head"].astype(dtype)
-    logits = jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)
+    logits = layers.class_logits(x, params["embed" if cfg.tied else "head"])
     if cache is not None:
         cache = Cache(
             k=ys["k"],

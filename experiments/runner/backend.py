@@ -7,15 +7,18 @@ from pathlib import Path
 
 from absl import flags
 
+from experiments.runner import memory
 from experiments.runner.errors import UserError
 
 
 def start_jax(values: flags.FlagValues) -> None:
-    """Sets the compile cache, joins the processes, warns where a GPU is there but not used.
+    """Sets the allocator and the compile cache, joins the processes, warns where a GPU is there but not used.
 
     Raises:
         UserError: --require_gpu, and JAX runs on something else.
     """
+    if not values.no_malloc_tuning:
+        memory.keep_scratch()
     import jax
 
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "banyan-stack" / "xla"

@@ -74,6 +74,7 @@ def define_flags(values: flags.FlagValues) -> None:
     switch("overwrite", False, "Replace another run in --workdir.")
     switch("profile", False, "Trace steps 10 to 15 into WORKDIR/profile.")
     switch("require_gpu", False, "Fail unless JAX runs on a GPU.")
+    switch("no_malloc_tuning", False, "Leave the C library's allocator as it is (CPU, Linux).")
     switch("distributed", False, "Start jax.distributed first; see README, multi-host.")
     text("coordinator", None, "host:port of process 0.")
     number("num_processes", None, "Processes in all.", lower_bound=1)

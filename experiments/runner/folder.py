@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from experiments.runner import settings
+from experiments.runner import memory, settings
 from experiments.runner.errors import UserError
 from experiments.runner.lock import LOCK
 
@@ -182,6 +182,7 @@ def environment() -> dict[str, Any]:
         "cpu": cpu_model(),
         "cpu_flags": cpu_flags(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "malloc": memory.settings_in_force(),
         "commit": commit(),
     }
 

@@ -41,7 +41,14 @@ FLAGS = (
     ("questions to a trained system", ("query", "top", "out")),
     (
         "devices and hosts",
-        ("require_gpu", "distributed", "coordinator", "num_processes", "process_id"),
+        (
+            "require_gpu",
+            "no_malloc_tuning",
+            "distributed",
+            "coordinator",
+            "num_processes",
+            "process_id",
+        ),
     ),
 )
 

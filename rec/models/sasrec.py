@@ -45,8 +45,7 @@ class SASRec(nn.Module):
 
     def scores(self, states: jax.Array) -> jax.Array:
         """float32 [..., N] of states [..., D]: the whole catalogue."""
-        table = self.items.astype(states.dtype)
-        return jnp.einsum("...d,nd->...n", states, table, preferred_element_type=jnp.float32)
+        return layers.class_logits(states, self.items)
 
     def score_some(self, states: jax.Array, items: jax.Array) -> jax.Array:
         """float32 [..., K] of states [..., D] and items int32 [..., K]."""

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attention import transformer
+from attention import layers, transformer
 from attention.transformer import DecoderCache
 from rec.models.config import TigerConfig
 
@@ -157,9 +157,7 @@ class Tiger(nn.Module):
         if level is not None:
             start, stop = level_offsets(self.sizes)[level : level + 2]
             table = table[int(start) : int(stop)]
-        return jnp.einsum(
-            "...d,vd->...v", x, table.astype(x.dtype), preferred_element_type=jnp.float32
-        ).astype(jnp.float32)
+        return layers.class_logits(x, table)
 
     def _embed(self, codes: jax.Array, level: jax.Array) -> jax.Array:
         """[..., D] of codes whose last axis is `level`, or which are all of one level."""
