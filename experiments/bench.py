@@ -6,6 +6,7 @@
     python experiments/bench.py attention
     python experiments/bench.py rec
     python experiments/bench.py sampler
+    python experiments/bench.py peers
 
 Printed are ratios first, then medians over interleaved repeats with their spread (interquartile
 range / median). A lone absolute number says little: read the ratios.
@@ -29,7 +30,7 @@ if __package__ in (None, ""):  # run as a script: the checkout, not this folder,
 
 from experiments.runner import bench, folder, memory
 
-BENCHES = ("attention", "banyan", "loop", "rec", "sampler")
+BENCHES = ("attention", "banyan", "loop", "peers", "rec", "sampler")
 MIN_REPEATS = 5
 
 

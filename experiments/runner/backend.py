@@ -12,7 +12,7 @@ from experiments.runner.errors import UserError
 
 
 def start_jax(values: flags.FlagValues) -> None:
-    """Sets the allocator and the compile cache, joins the processes, warns where a GPU is there but not used.
+    """Sets allocator and compile cache, joins the processes, warns of a GPU that is not used.
 
     Raises:
         UserError: --require_gpu, and JAX runs on something else.

@@ -37,10 +37,12 @@ def restart_with_huge_pages(environ: Mapping[str, str]) -> None:
     """Starts this very command once more, in the same process, with malloc asking for large pages.
 
     Does nothing where that would be of no use or in the way: no glibc, GLIBC_TUNABLES set by the
-    user, an interactive interpreter or a debugger.
+    user, an interactive interpreter or a debugger, a command run inside another program, JAX
+    imported already.
     """
-    unwanted = TUNABLES in environ or sys.gettrace() is not None or sys.flags.interactive
-    if unwanted or _glibc() is None or not sys.orig_argv[1:]:
+    is_this_program = sys.argv[0] in sys.orig_argv and "jax" not in sys.modules
+    is_watched = sys.gettrace() is not None or sys.flags.interactive
+    if TUNABLES in environ or not is_this_program or is_watched or _glibc() is None:
         return
     sys.stdout.flush()
     sys.stderr.flush()

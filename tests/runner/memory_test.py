@@ -52,6 +52,16 @@ def test_settings_of_a_process() -> None:
     assert settings == {"keeps_scratch": True, "huge_pages": False}  # the user's stay
 
 
+@pytest.mark.skipif(not GLIBC, reason="the C library is not glibc")
+def test_another_program_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command run inside pytest, as by runpy, does not replace pytest."""
+    monkeypatch.setattr(memory.os, "execve", lambda *_: pytest.fail("started again"))
+    memory.restart_with_huge_pages({})
+    monkeypatch.setattr(sys, "argv", ["experiments/run.py", "--config=lm"])
+    monkeypatch.delitem(sys.modules, "jax")
+    memory.restart_with_huge_pages({})
+
+
 def test_elsewhere_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without glibc nothing is set and no program is started again."""
     monkeypatch.setattr(memory, "_glibc", lambda: None)
