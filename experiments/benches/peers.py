@@ -72,7 +72,7 @@ def make_lm() -> Ours:
         "lm",
         cfg,
         optim,
-        lambda count: float(schedule(count)),
+        lambda count: float(np.asarray(schedule(count))),
         state["params"],
         state["opt_state"],
         {"ids": jnp.asarray(ids)},
@@ -114,7 +114,7 @@ def make_sasrec() -> Ours:
         "sasrec",
         cfg,
         groups["optim"],
-        lambda count: float(schedule(count)),
+        lambda count: float(np.asarray(schedule(count))),
         params,
         tx.init(params),
         batch,
@@ -162,7 +162,7 @@ def make_tiger() -> Ours:
         "tiger",
         cfg,
         optim,
-        lambda count: float(schedule(count)),
+        lambda count: float(np.asarray(schedule(count))),
         params,
         tx.init(params),
         batch,
@@ -250,7 +250,8 @@ def bare_step(shapes: Sequence[tuple[int, int, int]]) -> tuple[Any, Any]:
     tx = optax.adamw(1e-3)
 
     def loss(operands: Any) -> jax.Array:
-        return sum(jnp.mean(jnp.square(x @ w)) for x, w in zip(*operands, strict=True))
+        squares = [jnp.mean(jnp.square(x @ w)) for x, w in zip(*operands, strict=True)]
+        return jnp.stack(squares).sum()
 
     def step(state: Any) -> Any:
         xs, weights, opt_state = state
@@ -311,7 +312,7 @@ def _cases_of(ours: Ours, torch_models: Any) -> Iterator[Case | Missing]:
 
 
 def _torch_cases(ours: Ours, torch_models: Any, columns: Mapping[str, Any]) -> Iterator[Case]:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     peer = make_peer(torch_models, ours)
     tensors = torch_models.tensors(ours.batch)

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
-from torch.nn import functional as F
+import torch  # pyright: ignore[reportMissingImports]
+from torch import nn  # pyright: ignore[reportMissingImports]
+from torch.nn import functional as F  # pyright: ignore[reportMissingImports]
 
 from attention.lm.config import LMConfig
 from rec.models.config import SASRecConfig, TigerConfig
@@ -164,7 +164,10 @@ class T5(nn.Module):
 
     def __init__(self, cfg: TigerConfig, params: Mapping[str, Any]) -> None:
         super().__init__()
-        from transformers import T5Config, T5ForConditionalGeneration
+        from transformers import (  # pyright: ignore[reportMissingImports]
+            T5Config,
+            T5ForConditionalGeneration,
+        )
 
         self.codes = len(params["codes"])
         inner = cfg.transformer()

@@ -154,3 +154,36 @@ def test_places_in_packed_texts() -> None:
     want = np.array([[0, 1, 0, 1, 2, 0, 1], [0, 1, 2, 0, 1, 0, 1]])
     np.testing.assert_array_equal(got, want)
     np.testing.assert_array_equal(layers.segment_positions(None, 7), [np.arange(7)])
+
+
+@pytest.mark.parametrize("lead", [(), (5,), (2, 5)])
+def test_gradient_of_matmul(lead: tuple[int, ...]) -> None:
+    """The gradient that is written out is the one JAX derives, for any number of leading axes."""
+    rng = np.random.default_rng(3)
+    x = jnp.asarray(rng.normal(size=(*lead, 4)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
+    want = jax.grad(lambda x, w: jnp.sin(x @ w).sum(), argnums=(0, 1))(x, kernel)
+    got = jax.grad(lambda x, w: jnp.sin(layers.matmul(x, w)).sum(), argnums=(0, 1))(x, kernel)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_cross_entropy_and_its_gradient() -> None:
+    """-log softmax[target] and softmax - one_hot in float64 NumPy, far logits too."""
+    rng = np.random.default_rng(4)
+    logits = rng.normal(size=(3, 5, 7)) * 30
+    targets = rng.integers(0, 7, (3, 5))
+    weights = rng.normal(size=(3, 5))
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    one_hot = np.eye(7)[targets]
+    nats = -np.log((p * one_hot).sum(-1))
+
+    def loss(x: jax.Array) -> jax.Array:
+        return (layers.cross_entropy(x, jnp.asarray(targets)) * weights.astype(np.float32)).sum()
+
+    x = jnp.asarray(logits, jnp.float32)
+    np.testing.assert_allclose(
+        layers.cross_entropy(x, jnp.asarray(targets)), nats, rtol=1e-4, atol=1e-4
+    )
+    np.testing.assert_allclose(jax.grad(loss)(x), (p - one_hot) * weights[..., None], atol=1e-5)
