@@ -393,7 +393,7 @@ def _dense_softmax(
     """Softmax attention with all scores at once, o [B, T, H, Dv]; rows that see nothing give 0.
 
     Written for few passes over the scores: rows are normalized after they were summed over v, and
-    the gradient of a row needs <do, o>, not a sum over its keys (Dao et al. 2022, section 3.1).
+    the gradient of row i needs <do_i, o_i>, which is sum_j A_ij <do_i, v_j> without its keys.
 
     Args:
         q: [B, T, H, D]; k: [B, S, Hkv, D]; v: [B, S, Hkv, Dv].
