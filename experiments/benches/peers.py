@@ -16,6 +16,8 @@ Before anything is timed the peer, with our weights and batch, must have our los
 updates again, having fallen as ours did; greedy text must be ours. Beams are not compared: ours
 follow the trie of 10,000 SIDs, those of transformers are free, without a trie.
 
+First calls of rows come after compilation: the number of steps in a call is found before.
+
 NAME-bare is a floor, not a model: one update of its products of matrices, see `make_bare`.
 """
 
