@@ -4,9 +4,9 @@
     python experiments/bench.py banyan [--json=FILE] [--repeats=7]
     python experiments/bench.py loop
     python experiments/bench.py attention
+    python experiments/bench.py peers
     python experiments/bench.py rec
     python experiments/bench.py sampler
-    python experiments/bench.py peers
 
 Printed are ratios first, then medians over interleaved repeats with their spread (interquartile
 range / median). A lone absolute number says little: read the ratios.

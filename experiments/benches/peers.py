@@ -1,350 +1,293 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training step and forward pass against the same model written plainly in PyTorch, on a CPU.
+"""Four models of this repository against the same models in plain PyTorch, on a CPU.
 
-Models are those of `lm:base`, `sasrec:base` without dropout, and TIGER's sizes as in bench `rec`
-(there PyTorch's is T5 of transformers), on random batches of the sizes they train. PyTorch's have
-our weights, the same optimizer and its fused AdamW. Before anything is timed
-losses must agree to 1e-4, and after three updates to 1e-3. `bare` is a floor without PyTorch: one
-jitted step of the matrix products alone, x W for every weight matrix with as many rows as it has in
-the model, gradients of both sides, and AdamW; no attention scores, norms, activations, softmax.
+    lm        configs/attention/lm.py :base, 12 rows of 64 characters
+    sasrec    configs/rec/sasrec.py :base without dropout, 128 rows of 50 positions, 803 items
+    tiger     the sizes of benches/rec.py, 32 histories of 20 items; the peer is T5 of transformers
+    pencil    configs/graph/pencil.py :base, 64 links of up to 82 tokens
 
-Both run in one process with two threads and the allocator's settings of `runner/memory.py`, which
-favour either; `forward` is the loss without a gradient. Needs the extra peers_lm.
+Rows NAME-train are whole updates (gradients, clipping, AdamW) on a batch that lies ready,
+NAME-forward the loss without gradients, NAME-generate 128 greedy tokens after 64 for lm and 50
+beams for tiger; "-torch" is the peer's row, see benches/torch_models.py. Steps are whole batches.
+All is float32 without dropout, with as many parameters on both sides. PyTorch is eager and has as
+many threads as there are cores, two at most; JAX takes what it takes.
+
+Before anything is timed the peer, with our weights and batch, must have our loss, and after three
+updates again, having fallen as ours did; greedy text must be ours. Beams are not compared: ours
+follow the trie of 10,000 SIDs, those of transformers are free, without a trie.
+
+First calls of rows come after compilation: the number of steps in a call is found before.
+
+NAME-bare is a floor, not a model: one update of its products of matrices, see `make_bare`.
 """
 
-import dataclasses
 import importlib
-import os
-import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from attention.lm import training as lm_training
-from experiments.benches import rec as rec_bench
-from experiments.configs.attention import lm as lm_config
-from experiments.configs.rec import sasrec as sasrec_config
-from experiments.runner import settings, sharding
+from attention import layers
+from experiments.benches.peer_models import MODELS, Ours, State
 from experiments.runner.bench import Case, Missing
-from experiments.systems.attention.language import wiring as language
-from rec import training as rec_training
-from rec.models import sasrec, tiger
 
-STEPS = 10  # of one repeat
-ITEMS = 803  # Beauty's 8-core
-MISSING = 'needs the extra peers_lm: pip install -e ".[peers_lm]"'
-MODELS = ("lm", "sasrec", "tiger")
-
-
-class Ours(NamedTuple):
-    """One model of ours, and what a peer needs to be the same."""
-
-    name: str
-    config: Any  # its dataclass
-    optim: Any  # the OptimConfig
-    rate: Callable[[int], float]  # learning rate by update
-    params: Any
-    opt_state: Any
-    batch: dict[str, jax.Array]
-    loss: Callable[[Any, Any], jax.Array]  # (params, batch) -> scalar
-    update: Callable[[Any, Any, Any], tuple[Any, Any, dict]]  # (params, opt_state, batch)
-    rows: Callable[[str], int]  # that go through the weight matrix at a path, 0 for a lookup
+NEEDS = 'needs the extra peers_lm: pip install -e ".[peers_lm]"'
+SECONDS = 0.5  # of one call of a case, about
+MOST_STEPS = 500  # of one call
+CHECKED_UPDATES = 3
+SAME_START = 1e-4  # relative, loss with equal weights
+SAME_END = 1e-3  # relative, loss after the updates
+SAME_FALL = 0.05  # relative, difference of the two: learning rates may be small while they warm up
+SAME_TEXTS = 0.9  # of greedy texts; rounding may decide between two tokens once in a while
+TABLES = ("head", "items", "codes")  # leaves [classes, D] that states are scored with
 
 
-def make_lm() -> Ours:
-    """The character model of lm:base."""
-    config = lm_config.get_config("base")
-    groups = settings.groups(config)
-    cfg = groups["model"]
-    optim = groups["optim"]
-    state = jax.jit(language.make_init(cfg, optim))(jax.random.key(0))
-    shape = (config.data.rows, config.data.context + 1)
-    ids = np.random.default_rng(0).integers(0, cfg.vocab_size, shape).astype(np.int32)
-    tx = lm_training.optimizer(optim)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0 if optim.warmup else optim.lr, optim.lr, optim.warmup, optim.decay, optim.min_lr
-    )
-    return Ours(
-        "lm",
-        cfg,
-        optim,
-        lambda count: float(np.asarray(schedule(count))),
-        state["params"],
-        state["opt_state"],
-        {"ids": jnp.asarray(ids)},
-        lambda params, batch: lm_training.loss(params, cfg, batch["ids"]),
-        lambda params, opt, batch: lm_training.update(params, opt, cfg, tx, batch),
-        lambda path: 0 if path == "embed" else config.data.rows * config.data.context,
-    )
+@runtime_checkable  # types are checked in tests
+class Side(Protocol):
+    """One implementation, ours or the peer, in the midst of training."""
+
+    @property
+    def num_params(self) -> int: ...
+    def step(self) -> None: ...
+    def wait(self) -> None: ...
+    def forward(self) -> float: ...
+    def generate(self) -> np.ndarray: ...
 
 
-def make_sasrec() -> Ours:
-    """The ranker of sasrec:base without dropout, users of 8 to 50 items."""
-    groups = settings.groups(sasrec_config.get_config("base"))
-    cfg = dataclasses.replace(groups["model"], dropout=0.0)
-    rows = groups["augment"].rows
-    model = sasrec.SASRec(cfg, ITEMS)
-    rng = np.random.default_rng(0)
-    T = cfg.max_items
-    mask = np.arange(T)[None] < rng.integers(8, T + 1, rows)[:, None]
-    history = rng.integers(0, ITEMS, (rows, T)).astype(np.int32) * mask
-    targets = rng.integers(0, ITEMS, (rows, T)).astype(np.int32)
-    batch = {
-        "history": jnp.asarray(history),
-        "mask": jnp.asarray(mask),
-        "targets": jnp.asarray(targets),
-        "weights": jnp.asarray(mask, jnp.float32),
-    }
-    params: Any = jax.jit(model.init)(jax.random.key(0), history, mask)["params"]
-    tx = rec_training.optimizer(groups["optim"])
-    key = jax.random.key(1)  # dropout is off and the full softmax draws nothing
+class JaxSide:
+    """Ours; one update may be dispatched before the last one is done, as in a training loop."""
 
-    def loss(params: Any, batch: Any) -> jax.Array:
-        return sasrec.loss(model, params, batch, key)
+    def __init__(self, ours: Ours) -> None:
+        self.state = jax.jit(ours.init)(jax.random.key(0))
+        # Of its own, for the step takes its state over.
+        self._fixed = jax.tree.map(jnp.copy, self.variables())
+        self._ours = ours
+        self._batch = jax.device_put(ours.batch)
+        self._step = jax.jit(ours.step, donate_argnums=0)
+        self._loss = jax.jit(ours.loss)
 
-    def update(params: Any, opt: Any, batch: Any) -> Any:
-        return rec_training.update(lambda p: loss(p, batch), params, opt, tx)
+    @property
+    def num_params(self) -> int:
+        return count(self.state["params"])
 
-    schedule = rec_training.schedule(groups["optim"])
-    return Ours(
-        "sasrec",
-        cfg,
-        groups["optim"],
-        lambda count: float(np.asarray(schedule(count))),
-        params,
-        tx.init(params),
-        batch,
-        loss,
-        update,
-        lambda path: 0 if path == "positions" else rows * T,
-    )
+    def variables(self) -> State:
+        """Returns what the model reads, without the optimizer's state."""
+        return {name: self.state[name] for name in ("params", "frozen") if name in self.state}
 
+    def step(self) -> None:
+        self.state, _ = self._step(self.state, self._batch)
 
-def make_tiger() -> Ours:
-    """The generator of TIGER's sizes in bench `rec`, 32 histories of 20 items."""
-    cfg = rec_bench.CONFIG
-    optim = rec_bench.OPTIM
-    sizes = rec_bench.SIZES
-    model = tiger.Tiger(cfg, sizes)
-    history, _, users = rec_bench.inputs(rec_bench.ROWS, rec_bench.ITEMS, sizes)
-    rng = np.random.default_rng(1)
-    target = rng.integers(0, sizes, (rec_bench.ROWS, len(sizes))).astype(np.int32)
-    offsets = tiger.level_offsets(sizes)[:-1]
-    tokens = (np.asarray(history) + offsets).reshape(rec_bench.ROWS, -1)
-    batch = {
-        "history": history,
-        "mask": jnp.ones(history.shape[:2], bool),
-        "users": users,
-        "target": jnp.asarray(target),
-        # The same for PyTorch, which reads one row of tokens.
-        "source_tokens": jnp.asarray(tokens),
-        "source_mask": jnp.ones(tokens.shape, jnp.int32),
-        "target_tokens": jnp.asarray(target + offsets),
-    }
-    tx = rec_training.optimizer(optim)
-    params = rec_bench.initial(model)
+    def wait(self) -> None:
+        jax.block_until_ready(self.state)
 
-    def update(params: Any, opt: Any, batch: Any) -> Any:
-        return rec_training.update(lambda p: tiger.loss(model, p, batch), params, opt, tx)
+    def forward(self) -> float:
+        return float(self._loss(self.variables(), self._batch))
 
-    def rows_of(path: str) -> int:
-        if path == "start" or path.endswith("table"):
-            return 0
-        reads_history = path.startswith("encoder") or re.search("cross/[kv]", path)
-        return tokens.size if reads_history else target.size
-
-    schedule = rec_training.schedule(optim)
-    return Ours(
-        "tiger",
-        cfg,
-        optim,
-        lambda count: float(np.asarray(schedule(count))),
-        params,
-        tx.init(params),
-        batch,
-        lambda params, batch: tiger.loss(model, params, batch),
-        update,
-        rows_of,
-    )
-
-
-MAKERS: Mapping[str, Callable[[], Ours]] = {
-    "lm": make_lm,
-    "sasrec": make_sasrec,
-    "tiger": make_tiger,
-}
-
-
-def load_torch() -> Any:
-    """The module of PyTorch's models; None where torch is not installed."""
-    try:
-        torch = importlib.import_module("torch")
-    except ModuleNotFoundError:
-        return None
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
-    return importlib.import_module("experiments.benches.torch_models")
-
-
-def make_peer(torch_models: Any, ours: Ours) -> Any:
-    """PyTorch's model with the weights of ours, in a trainer."""
-    params = jax.device_get(ours.params)
-    if ours.name == "lm":
-        length = ours.batch["ids"].shape[1] - 1
-        model = torch_models.LM(ours.config, params, length)
-    elif ours.name == "sasrec":
-        model = torch_models.SASRec(ours.config, params)
-    else:
-        model = torch_models.T5(ours.config, params)
-    return torch_models.Trainer(model, ours.optim, ours.rate)
-
-
-def check_equal(torch_models: Any, ours: Ours) -> None:
-    """Raises ValueError unless losses agree before the first and after three updates."""
-    peer = make_peer(torch_models, ours)
-    update = jax.jit(ours.update)
-    batch = torch_models.tensors(ours.batch)
-    params = ours.params
-    opt_state = ours.opt_state
-    for count, close in ((0, 1e-4), (1, 1e-3), (2, 1e-3), (3, 1e-3)):
-        params, opt_state, metrics = update(params, opt_state, ours.batch)
-        own = float(metrics["loss"])
-        theirs = peer.step(batch)
-        if not abs(own - theirs) <= close * abs(own):
-            raise ValueError(
-                f"{ours.name}: loss {own:.6f} here and {theirs:.6f} in PyTorch after {count} "
-                "updates: the peer computes something else, the comparison would be void"
-            )
+    def generate(self) -> np.ndarray:
+        """Generates with the initial weights."""
+        assert self._ours.generate is not None
+        return np.asarray(self._ours.generate(self._fixed))
 
 
 def count(params: Any) -> int:
-    """Number of parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+    """Counts the values of a tree."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
 
 
-def matrices(ours: Ours) -> list[tuple[int, int, int]]:
-    """(rows, in, out) of every product with a weight matrix; stacked leaves are several."""
-    out = []
-    for path, leaf in sharding.leaf_paths(ours.params).items():
-        rows = ours.rows(path)
-        is_vector = leaf.ndim == 1 or path.endswith(("scale", "bias"))
-        if rows and not is_vector:
-            out += [(rows, *leaf.shape[-2:])] * (leaf.shape[0] if leaf.ndim == 3 else 1)
-    return out
+class Bare(NamedTuple):
+    """What `make_bare` starts from."""
+
+    params: dict[str, list[jax.Array]]
+    """"matrices" [in, out], layer by layer, and "others": all leaves that are none."""
+    inputs: list[jax.Array]
+    """Of every matrix, [rows, in]."""
 
 
-def bare_step(shapes: Sequence[tuple[int, int, int]]) -> tuple[Any, Any]:
-    """(state, jitted state -> (state, loss)) of the products alone: the floor."""
-    keys = jax.random.split(jax.random.key(0), len(shapes))
-    pairs = [jax.random.split(key) for key in keys]
-    xs = [
-        jax.random.normal(pair[0], (rows, n))
-        for pair, (rows, n, _) in zip(pairs, shapes, strict=True)
-    ]
-    weights = [
-        jax.random.normal(pair[1], (n, m)) for pair, (_, n, m) in zip(pairs, shapes, strict=True)
-    ]
-    tx = optax.adamw(1e-3)
+def start_bare(params: Any, product_rows: Callable[[str], int]) -> Bare:
+    """Takes the matrices out of a model's parameters, and draws what they are multiplied with."""
+    matrices = []
+    inputs = []
+    others = []
+    rng = np.random.default_rng(0)
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+        rows = product_rows(path)
+        if not rows:
+            others.append(jnp.array(leaf))
+            continue
+        is_table = path.split("/")[-1] in TABLES
+        per_layer = leaf.T[None] if is_table else leaf.reshape(-1, *leaf.shape[-2:])
+        for matrix in per_layer:
+            matrices.append(jnp.array(matrix))
+            inputs.append(jnp.asarray(rng.normal(size=(rows, len(matrix))), jnp.float32))
+    return Bare({"matrices": matrices, "others": others}, inputs)
 
-    def loss(operands: Any) -> jax.Array:
-        squares = [jnp.mean(jnp.square(x @ w)) for x, w in zip(*operands, strict=True)]
-        return jnp.stack(squares).sum()
 
-    def step(state: Any) -> Any:
-        xs, weights, opt_state = state
-        value, (dxs, grads) = jax.value_and_grad(loss)((xs, weights))
-        updates, opt_state = tx.update(grads, opt_state, weights)
-        # The gradients of x are kept, or XLA would leave them out.
-        return (dxs, optax.apply_updates(weights, updates), opt_state), value
+def make_bare(tx: optax.GradientTransformation) -> Callable[..., Any]:
+    """Makes (params, opt_state, inputs) -> the same after one update, loss, gradients of inputs.
 
-    return (xs, weights, tx.init(weights)), jax.jit(step, donate_argnums=0)
+    It is the floor of matrix products: every matrix W of a model is multiplied once with a ready x
+    of as many rows as there, the loss is the sum of the means of (x W)^2, both gradients are
+    formed, and all parameters are updated. There are no attention scores, norms, activations,
+    embeddings or clipping.
+    """
+
+    def loss(matrices: list[jax.Array], inputs: list[jax.Array]) -> jax.Array:
+        products = [layers.matmul(x, W) for x, W in zip(inputs, matrices, strict=True)]
+        return sum((jnp.mean(y * y) for y in products), jnp.float32(0))
+
+    def step(params: Any, opt_state: Any, inputs: list[jax.Array]) -> Any:
+        differentiate = jax.value_and_grad(loss, argnums=(0, 1))
+        value, (gradients, input_gradients) = differentiate(params["matrices"], inputs)
+        zeros = jax.tree.map(jnp.zeros_like, params["others"])
+        all_gradients = {"matrices": gradients, "others": zeros}
+        updates, opt_state = tx.update(all_gradients, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, value, input_gradients
+
+    return step
+
+
+def load_peers() -> Any | None:
+    """Loads the PyTorch models, None where PyTorch is missing."""
+    try:
+        importlib.import_module("torch")
+    except ImportError:
+        return None
+    return importlib.import_module("experiments.benches.torch_models")
+
+
+def make_peer(torch_models: Any | None, ours: Ours, variables: State) -> Side | None:
+    """Makes the peer of a model with the weights of `variables`; None where a package that it needs
+    is missing."""
+    if torch_models is None:
+        return None
+    arrays = jax.tree.map(np.asarray, variables)
+    try:
+        peer = torch_models.MAKERS[ours.name](ours.cfg, arrays, ours.batch, **ours.options)
+    except ImportError:
+        return None
+    return torch_models.Trainer(peer, **ours.optim._asdict())
+
+
+def check_equality(ours: Ours, side: Side, peer: Side) -> tuple[float, float]:
+    """Makes three updates on both sides and returns our loss before and after them.
+
+    Raises:
+        ValueError: the peer has another number of parameters, loss, loss after the updates, or
+            greedy text.
+    """
+    found: dict[str, tuple[float, float, float]] = {}  # ours, the peer's, relative tolerance
+    found["number of parameters"] = (side.num_params, peer.num_params, 0.0)
+    if ours.same_text:
+        same = (side.generate() == peer.generate()).all(axis=1).mean()
+        found["share of equal texts"] = (1.0, float(same), 1 - SAME_TEXTS)
+    before = (side.forward(), peer.forward())
+    for _ in range(CHECKED_UPDATES):
+        side.step()
+        peer.step()
+    after = (side.forward(), peer.forward())
+    falls = (before[0] - after[0], before[1] - after[1])
+    found["loss"] = (*before, SAME_START)
+    found[f"loss after {CHECKED_UPDATES} updates"] = (*after, SAME_END)
+    found["fall of the loss"] = (*falls, SAME_FALL)
+    for what, (our_value, peer_value, tolerance) in found.items():
+        if not abs(peer_value - our_value) <= tolerance * abs(our_value):
+            raise ValueError(
+                f"{ours.name}: {what} is {our_value} here and {peer_value} in PyTorch; the peer "
+                "computes something else: the comparison would be void"
+            )
+    return before[0], after[0]
 
 
 def cases() -> Iterator[Case | Missing]:
-    """Every model: ours, PyTorch's, the floor."""
-    torch_models = load_torch()
-    for name in MODELS:
-        yield from _cases_of(MAKERS[name](), torch_models)
+    """Model by model: training, loss and generation beside the peer's, then the floor."""
+    torch_models = load_peers()
+    for make in MODELS.values():
+        yield from model_cases(make(), torch_models)
 
 
-def _cases_of(ours: Ours, torch_models: Any) -> Iterator[Case | Missing]:
-    columns = {"params": count(ours.params)}
-    batch = ours.batch
-    if torch_models is not None:
-        check_equal(torch_models, ours)
-    update = jax.jit(ours.update, donate_argnums=(0, 1))
-    loss = jax.jit(ours.loss)
-    state = [jax.tree.map(jnp.copy, (ours.params, ours.opt_state))]
+def model_cases(ours: Ours, torch_models: Any | None) -> Iterator[Case | Missing]:
+    """Rows of one model; torch_models: of `load_peers`."""
+    side = JaxSide(ours)
+    variables = side.variables()
+    bare = _make_bare_call(ours, variables["params"])  # copies, before the step takes them over
+    peer = make_peer(torch_models, ours, variables)
+    if peer is not None:
+        check_equality(ours, side, peer)
+    columns = {"params": side.num_params}
+    sides: dict[str, Side | None] = {"": side, "-torch": peer}
 
-    def train(repeat: int) -> None:
+    def pair(what: str, pick: Callable[[Side], tuple[Any, Any]]) -> Iterator[Case | Missing]:
+        for suffix, implementation in sides.items():
+            row = f"{ours.name}-{what}{suffix}"
+            if implementation is None:
+                yield Missing(row, NEEDS)
+            else:
+                yield _make_case(row, ours.rows, *pick(implementation), columns)
+
+    yield from pair("train", lambda one: (one.step, one.wait))
+    yield from pair("forward", lambda one: (one.forward, one.wait))
+    if ours.generate is not None:
+        yield from pair("generate", lambda one: (one.generate, one.wait))
+    yield _make_case(f"{ours.name}-bare", ours.rows, *bare, columns)
+
+
+def _make_bare_call(ours: Ours, params: Any) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Makes an update of the floor, and what waits for it."""
+    tx = optax.adamw(1e-4, ours.optim.b1, ours.optim.b2, weight_decay=ours.optim.weight_decay)
+    start = start_bare(params, ours.product_rows)
+    state = [start.params, tx.init(start.params)]
+    step = jax.jit(make_bare(tx), donate_argnums=(0, 1))
+
+    def call() -> None:
+        state[0], state[1], *_ = step(*state, start.inputs)
+
+    return call, lambda: jax.block_until_ready(state)
+
+
+def _make_case(
+    row: str,
+    batch_rows: int,
+    step: Callable[[], Any],
+    wait: Callable[[], Any],
+    columns: Mapping[str, Any],
+) -> Case:
+    """Makes a case of as many steps as take about SECONDS."""
+    step()  # compiles
+    wait()
+    began = time.perf_counter()
+    step()
+    wait()
+    steps = round(SECONDS / max(time.perf_counter() - began, 1e-6))
+    steps = min(max(steps, 1), MOST_STEPS)
+
+    def run(repeat: int) -> None:
         del repeat
-        for _ in range(STEPS):
-            params, opt_state, metrics = update(*state[0], batch)
-            state[0] = (params, opt_state)
-        jax.block_until_ready(metrics)
+        for _ in range(steps):
+            step()
+        wait()
 
-    def forward(repeat: int) -> None:
-        del repeat
-        for _ in range(STEPS):
-            value = loss(ours.params, batch)
-        jax.block_until_ready(value)
-
-    bare_start, bare = bare_step(matrices(ours))
-    bare_state = [bare_start]
-
-    def floor(repeat: int) -> None:
-        del repeat
-        for _ in range(STEPS):
-            bare_state[0], value = bare(bare_state[0])
-        jax.block_until_ready(value)
-
-    yield Case(f"{ours.name}-train", 0, STEPS, train, columns)
-    yield Case(f"{ours.name}-forward", 0, STEPS, forward, columns)
-    yield Case(f"{ours.name}-bare", 0, STEPS, floor, columns)
-    if torch_models is None:
-        yield Missing(f"{ours.name}-train-torch", MISSING)
-        yield Missing(f"{ours.name}-forward-torch", MISSING)
-        return
-    yield from _torch_cases(ours, torch_models, columns)
-
-
-def _torch_cases(ours: Ours, torch_models: Any, columns: Mapping[str, Any]) -> Iterator[Case]:
-    import torch  # pyright: ignore[reportMissingImports]
-
-    peer = make_peer(torch_models, ours)
-    tensors = torch_models.tensors(ours.batch)
-
-    def train(repeat: int) -> None:
-        del repeat
-        for _ in range(STEPS):
-            peer.step(tensors)
-
-    def forward(repeat: int) -> None:
-        del repeat
-        with torch.inference_mode():
-            for _ in range(STEPS):
-                peer.model.loss(tensors).item()
-
-    yield Case(f"{ours.name}-train-torch", 0, STEPS, train, columns)
-    yield Case(f"{ours.name}-forward-torch", 0, STEPS, forward, columns)
+    return Case(row, batch_rows, steps, run, columns)
 
 
 def ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Times against each other: below 1 the first named is faster. What was not measured is left
+    """Times against each other, below 1 the first named is faster; pairs that lack a row are left
     out."""
     rate = {row["row"]: row["steps_per_s"] for row in rows}
-    pairs = {}
-    for model in MODELS:
-        for what in ("train", "forward"):
-            pairs[f"{model} {what}: time ours / PyTorch"] = (f"{model}-{what}", "-torch")
-        pairs[f"{model} train: time ours / bare"] = (f"{model}-train", f"{model}-bare")
-        pairs[f"{model} train: time PyTorch / bare"] = (f"{model}-train-torch", f"{model}-bare")
-    out = {}
-    for name, (first, second) in pairs.items():
-        second = first + second if second == "-torch" else second
-        if first in rate and second in rate:
-            out[name] = rate[second] / rate[first]
-    return out
+    named = {}
+    for name in MODELS:
+        for what in ("train", "forward", "generate"):
+            row = f"{name}-{what}"
+            named[f"{name} {what}: ours / PyTorch"] = (row, f"{row}-torch")
+        bare = f"{name}-bare"
+        named[f"{name} train: ours / bare"] = (f"{name}-train", bare)
+        named[f"{name} train: PyTorch / bare"] = (f"{name}-train-torch", bare)
+    return {
+        label: rate[other] / rate[row]
+        for label, (row, other) in named.items()
+        if row in rate and other in rate
+    }
