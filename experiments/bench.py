@@ -12,15 +12,14 @@ Printed are ratios first, then medians over interleaved repeats with their sprea
 range / median). A lone absolute number says little: read the ratios.
 
 The JSON has one shape for all benches: {"bench", "device", "versions", "commit", "rows": [{"row",
-"envs", "steps_per_s", "spread", "first_call_s", "repeats", ...}], "ratios", "not_measured": {row:
-reason}}; a case may add columns of its own to its row, and one with "flop" per step gets "tflops"
-per second.
+"envs", "steps_per_s", "spread", "first_call_s", "repeats", ...}], "ratios", "peak_rss_mb",
+"not_measured": {row: reason}}; a case may add columns of its own to its row, and one with "flop"
+per step gets "tflops" per second.
 """
 
 import argparse
 import importlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,6 +45,7 @@ def run(name: str, repeats: int) -> dict[str, Any]:
         "commit": env["commit"],
         "rows": rows,
         "ratios": module.ratios(rows),
+        "peak_rss_mb": memory.peak_rss_mb(),
         "not_measured": missing,
     }
 
@@ -73,6 +73,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if "--no_malloc_tuning" not in sys.argv:
-        memory.restart_with_huge_pages(os.environ)
     sys.exit(main())

@@ -34,7 +34,6 @@ from experiments.runner import (  # noqa: E402
     command_line,
     folder,
     listing,
-    memory,
     queries,
     shadowing,
 )
@@ -124,7 +123,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if "--no_malloc_tuning" not in sys.argv:
-        memory.restart_with_huge_pages(os.environ)
     command_line.define_flags(flags.FLAGS)
     app.run(main, flags_parser=command_line.parse)

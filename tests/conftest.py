@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.runner import memory
 from tests import ROOT, compiling
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -40,7 +41,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 else:  # workers inherit it
     compiling.quickly()
 
-import jax  # noqa: E402  (after the environment is set)
+memory.keep_scratch()
+
+import jax  # noqa: E402  (after environment and allocator are set)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -85,6 +85,8 @@ def table(result: Mapping[str, Any]) -> str:
         more = [(k, row[k]) for k in row if k not in COLUMNS]
         if more:
             lines.append(" " * 34 + ", ".join(f"{k} {_short(v)}" for k, v in more))
+    if result.get("peak_rss_mb"):
+        lines += ["", f"peak memory of this process {result['peak_rss_mb']:.0f} MB"]
     lines += [f"not measured: {k}: {v}" for k, v in result["not_measured"].items()]
     return "\n".join(lines)
 

@@ -22,6 +22,7 @@ from experiments.runner import (
     checkpoint,
     content,
     folder,
+    memory,
     report,
     results,
     schedule,
@@ -434,6 +435,7 @@ def _finish(session: Session, state: State) -> dict[str, Any]:
         "compile_s": round(session.timer.spent["compile"], 2),
         "steps_per_s": round(rate, 4) if (rate := session.timer.rate()) else None,
         "time_s": {kind: round(seconds, 2) for kind, seconds in session.timer.spent.items()},
+        "peak_rss_mb": round(peak) if (peak := memory.peak_rss_mb()) else None,
     }
     figures: Mapping[str, Picture | Rows] = {}
     if asm.experiment.figures is not None:  # on every process: it may compute with the state

@@ -167,6 +167,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         "wall time": short(results["wall_s"]) if "wall_s" in results else "",
         "compile time": short(results["compile_s"]) if "compile_s" in results else "",
         "steps / s": f"{rate:.4g}" if rate else "not measured",
+        "peak memory": f"{peak / 1e3:.2f} GB" if (peak := results.get("peak_rss_mb")) else "",
         "commit": str(results.get("commit") or env.get("commit", "")),
         "config": str(results.get("config_hash", "")),
     }

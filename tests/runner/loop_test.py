@@ -32,7 +32,7 @@ from experiments.runner.writer import Writer, read_metrics
 from tests import ROOT, jitter, toy
 from tests.tiers import deep
 
-TIMING = ("wall_s", "compile_s", "steps_per_s", "time_s")
+COSTS = ("wall_s", "compile_s", "steps_per_s", "time_s", "peak_rss_mb")
 
 
 pytestmark = pytest.mark.usefixtures("installed")
@@ -58,8 +58,8 @@ def untimed(workdir: Path) -> list[str]:
 
 def results(workdir: Path) -> dict[str, Any]:
     found = json.loads((workdir / "results.json").read_text())
-    assert found.keys() >= {*TIMING, "config_hash"}
-    return {k: v for k, v in found.items() if k not in (*TIMING, "config_hash")}
+    assert found.keys() >= {*COSTS, "config_hash"}
+    return {k: v for k, v in found.items() if k not in (*COSTS, "config_hash")}
 
 
 def assert_same_run(a: Path, b: Path) -> None:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The allocator's settings: where they are asked for, and where they are left alone."""
+"""The allocator's settings: what they do to a process, and where they are left alone."""
 
 import ctypes
 import json
-import os
 import subprocess
 import sys
 from typing import Any
@@ -14,57 +13,59 @@ from experiments.runner import memory
 from tests import ROOT
 
 GLIBC = sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
+# Blocks larger than a heap of a thread, one at a time, in the main thread and in another.
 PROGRAM = """
-import json, os, sys
+import ctypes, json, resource, sys, threading
 sys.path.insert(0, {root!r})
 from experiments.runner import memory
 if "--no_malloc_tuning" not in sys.argv:
-    memory.restart_with_huge_pages(os.environ)
     memory.keep_scratch()
-print(json.dumps([os.getpid(), sys.argv[1:], memory.settings_in_force()]))
+MB = 2**20
+library = ctypes.CDLL(None)
+library.malloc.restype = ctypes.c_void_p
+library.malloc.argtypes = [ctypes.c_size_t]
+library.free.argtypes = [ctypes.c_void_p]
+
+def touch():
+    block = library.malloc(100 * MB)
+    ctypes.memset(block, 1, 100 * MB)
+    library.free(block)
+
+def faults(repeats):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(repeats):
+        touch()
+    found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+found = []
+for repeats in (1, 5):
+    faults(repeats)
+    thread = threading.Thread(target=faults, args=(repeats,))
+    thread.start()
+    thread.join()
+print(json.dumps([found[2:], memory.settings_in_force()]))
 """
 
 
-def started(*words: str, **environ: str) -> tuple[int, Any]:
-    """Process id of the program as it was started, and what it printed."""
-    clean = {k: v for k, v in os.environ.items() if k != memory.TUNABLES}
-    program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.format(root=str(ROOT)), *words],
-        env={**clean, **environ},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    out, _ = program.communicate(timeout=60)
-    assert program.returncode == 0
-    return program.pid, json.loads(out)
+def page_faults(*words: str) -> tuple[list[int], Any]:
+    """Of five blocks after the first, in the main thread and in another; what is in force."""
+    command = [sys.executable, "-c", PROGRAM.format(root=str(ROOT)), *words]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    found, settings = json.loads(out)
+    return found, settings
 
 
 @pytest.mark.skipif(not GLIBC, reason="the C library is not glibc")
-def test_settings_of_a_process() -> None:
-    """A program restarts once, as the same process with the same words, and says what is set."""
-    pid, (own_pid, words, settings) = started("a", "--b=c d")
-    assert own_pid == pid and words == ["a", "--b=c d"]
-    assert settings == {"keeps_scratch": True, "huge_pages": True}
-    _, (_, words, settings) = started("--no_malloc_tuning")
-    assert words == ["--no_malloc_tuning"]
-    assert settings == {"keeps_scratch": False, "huge_pages": False}
-    _, (_, _, settings) = started(GLIBC_TUNABLES="glibc.malloc.check=0")
-    assert settings == {"keeps_scratch": True, "huge_pages": False}  # the user's stay
-
-
-@pytest.mark.skipif(not GLIBC, reason="the C library is not glibc")
-def test_another_program_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command run inside pytest, as by runpy, does not replace pytest."""
-    monkeypatch.setattr(memory.os, "execve", lambda *_: pytest.fail("started again"))
-    memory.restart_with_huge_pages({})
-    monkeypatch.setattr(sys, "argv", ["experiments/run.py", "--config=lm"])
-    monkeypatch.delitem(sys.modules, "jax")
-    memory.restart_with_huge_pages({})
+def test_memory_that_was_freed_is_used_again() -> None:
+    """Five blocks are 128,000 pages of 4 KiB, or 250 of 2 MB."""
+    found, settings = page_faults()
+    assert settings == {"keeps_scratch": True}
+    assert max(found) < 100
+    found, settings = page_faults("--no_malloc_tuning")
+    assert settings == {"keeps_scratch": False}
+    assert min(found) >= 250
 
 
 def test_elsewhere_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without glibc nothing is set and no program is started again."""
     monkeypatch.setattr(memory, "_glibc", lambda: None)
-    monkeypatch.setattr(memory.os, "execve", lambda *_: pytest.fail("started again"))
     assert not memory.keep_scratch()
-    memory.restart_with_huge_pages({})
