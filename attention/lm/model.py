@@ -220,10 +220,9 @@ def forward(
         "lora": dict(lora or {}),
         "layer": jnp.arange(cfg.layers),
     }
-    if cache is not None:
-        per_layer |= {"k": cache.k, "v": cache.v}
     embedded = params["embed"][ids].astype(dtype)
-    x, ys = _run_blocks(context, embedded, per_layer)
+    slots = None if cache is None else (cache.k, cache.v)
+    (x, slots), ys = _run_blocks(context, (embedded, slots), per_layer)
     tapped = {name: ys[name] for name in taps}
     if "resid" in taps:
         tapped["resid"] = jnp.concatenate([embedded[None], tapped["resid"]])
@@ -231,8 +230,8 @@ def forward(
     logits = layers.class_logits(x, params["embed" if cfg.tied else "head"])
     if cache is not None:
         cache = Cache(
-            k=ys["k"],
-            v=ys["v"],
+            k=slots[0],
+            v=slots[1],
             valid=context.valid,
             length=cache.length + T,
             tokens=cache.tokens + segments.sum(axis=1),
@@ -253,37 +252,43 @@ class _Context(NamedTuple):
     lora_scale: Any
 
 
+# States [B, T, D], and keys and values of all layers as a cache has them; None without a cache.
+# They are carried from layer to layer, and not stacked anew by the scan: a token is then written
+# where it belongs, and nothing else of the cache is copied.
+_Carry = tuple[jax.Array, Any]
+
+
 def _run_blocks(
-    context: _Context, x: jax.Array, per_layer: dict[str, Any]
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """All blocks, scanned or unrolled: x after the last, and their taps and caches, stacked.
+    context: _Context, carry: _Carry, per_layer: dict[str, Any]
+) -> tuple[_Carry, dict[str, jax.Array]]:
+    """All blocks, scanned or unrolled: what the last leaves, and their taps, stacked.
 
     Args:
-        per_layer: parameters, adapters, index and cache of the layers, stacked.
+        per_layer: parameters, adapters and index of the layers, stacked.
     """
     cfg = context.cfg
-
     layers_at_once = stack.unroll(cfg.scan, cfg.layers)
 
-    def block(x: jax.Array, xs: dict[str, Any]) -> tuple[jax.Array, dict[str, Any]]:
-        return _block(context, x, xs)
+    def block(carry: _Carry, xs: dict[str, Any]) -> tuple[_Carry, dict[str, Any]]:
+        return _block(context, carry, xs)
 
     if cfg.remat:
         # A scan keeps the recomputation from being merged with the forward pass by itself.
         block = jax.checkpoint(block, prevent_cse=layers_at_once > 1)
-    return jax.lax.scan(block, x, per_layer, unroll=layers_at_once)
+    return jax.lax.scan(block, carry, per_layer, unroll=layers_at_once)
 
 
 def _block(
-    context: _Context, x: jax.Array, xs: dict[str, Any]
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """One layer: (x, its parameters, adapters and cache) -> (x, its taps and cache)."""
+    context: _Context, carry: _Carry, xs: dict[str, Any]
+) -> tuple[_Carry, dict[str, jax.Array]]:
+    """One layer: (carry, its parameters, adapters and index) -> (carry, its taps)."""
+    x, slots = carry
     cfg = context.cfg
     taps = context.taps
     if context.rewire is not None:
         x = _apply_rewire(context.rewire, xs["layer"], x)
     params = xs["params"]
-    out, ys = _attention(context, _norm(cfg, params["attn_norm"], x), xs)
+    out, slots, ys = _attention(context, _norm(cfg, params["attn_norm"], x), slots, xs)
     if "attn_out" in taps:
         ys["attn_out"] = out
     x = x + out
@@ -301,13 +306,13 @@ def _block(
     x = x + out
     if "resid" in taps:
         ys["resid"] = x
-    return x, ys
+    return (x, slots), ys
 
 
 def _attention(
-    context: _Context, h: jax.Array, xs: dict[str, Any]
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Output [B, T, D] of the block's attention to h; its map and cache where they are wanted."""
+    context: _Context, h: jax.Array, slots: Any, xs: dict[str, Any]
+) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
+    """Output [B, T, D] of the block's attention to h; the cache; its map where it is wanted."""
     cfg = context.cfg
     attn = xs["params"]["attn"]
     ys = {}
@@ -336,9 +341,10 @@ def _attention(
         "causal": True,
     }
     if context.start is not None:
-        k = _write(xs["k"], k, context.start, 2)
-        v = _write(xs["v"], v, context.start, 1)
-        ys |= {"k": k, "v": v}
+        k_slots = _write_layer(slots[0], k, xs["layer"], context.start, axis=2)
+        v_slots = _write_layer(slots[1], v, xs["layer"], context.start, axis=1)
+        slots = (k_slots, v_slots)
+        k, v = (jax.lax.dynamic_index_in_dim(x, xs["layer"], keepdims=False) for x in slots)
         masking["kv_segment_ids"] = context.valid
         masking["q_offset"] = jnp.broadcast_to(context.start, (B,))
     options: dict[str, Any] = {"kind": cfg.attention, "knobs": knobs(cfg, attn), **masking}
@@ -351,7 +357,7 @@ def _attention(
     if "out_norm" in attn:
         o = tda.output_norm(o, attn["out_norm"], eps=float(cfg.output_norm_eps))
     o = o.reshape(B, T, cfg.heads * cfg.head_dim)
-    return _linear(context, xs, "attn", "o", o), ys
+    return _linear(context, xs, "attn", "o", o), slots, ys
 
 
 def _llama3(cfg: LMConfig) -> layers.Llama3Scaling | None:
@@ -381,6 +387,15 @@ def _norm(cfg: LMConfig, params: Mapping[str, jax.Array], x: jax.Array) -> jax.A
 
 def _write(into: jax.Array, new: jax.Array, start: jax.Array, axis: int) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(into, new.astype(into.dtype), start, axis)
+
+
+def _write_layer(
+    into: jax.Array, new: jax.Array, layer: jax.Array, start: jax.Array, axis: int
+) -> jax.Array:
+    """`into` [L, ...] with `new` [...] of one layer, from `start` on along an axis of `new`."""
+    corner: list[Any] = [layer] + [0] * new.ndim
+    corner[axis + 1] = start
+    return jax.lax.dynamic_update_slice(into, new.astype(into.dtype)[None], corner)
 
 
 def _apply_rewire(rewire: Rewire, layer: jax.Array, x: jax.Array) -> jax.Array:
