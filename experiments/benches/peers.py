@@ -19,6 +19,12 @@ follow the trie of 10,000 SIDs, those of transformers are free, without a trie.
 First calls of rows come after compilation: the number of steps in a call is found before.
 
 NAME-bare is a floor, not a model: one update of its products of matrices, see `make_bare`.
+
+Tried on two cores and left out, for it was slower or within the noise: queries, keys and values by
+one product; AdamW over one flattened vector (TIGER 6.0 to 9.5 ms, LM .64 to .86 ms); gradients of
+embeddings as products or sums of sorted segments (scatter .1 ms, product 8 ms, segments .2-.4 ms);
+four updates in one program (LM and SASRec 3 to 5 % in some runs, PENCIL none); large pages for the
+heap; single maps and 64 MB heaps kept by M_TOP_PAD.
 """
 
 import importlib
@@ -275,17 +281,17 @@ def _make_case(
 
 
 def ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Times against each other, below 1 the first named is faster; pairs that lack a row are left
-    out."""
+    """Times of a step against each other, below 1 the first named is faster; pairs that lack a row
+    are left out."""
     rate = {row["row"]: row["steps_per_s"] for row in rows}
     named = {}
     for name in MODELS:
         for what in ("train", "forward", "generate"):
             row = f"{name}-{what}"
-            named[f"{name} {what}: ours / PyTorch"] = (row, f"{row}-torch")
+            named[f"{name} {what}: time ours / PyTorch"] = (row, f"{row}-torch")
         bare = f"{name}-bare"
-        named[f"{name} train: ours / bare"] = (f"{name}-train", bare)
-        named[f"{name} train: PyTorch / bare"] = (f"{name}-train-torch", bare)
+        named[f"{name} train: time ours / bare"] = (f"{name}-train", bare)
+        named[f"{name} train: time PyTorch / bare"] = (f"{name}-train-torch", bare)
     return {
         label: rate[other] / rate[row]
         for label, (row, other) in named.items()

@@ -109,7 +109,8 @@ def bench_page(found: Found, series: Mapping[str, Mapping[str, Any]]) -> str:
     """All benches."""
     intro = (
         "Speed is a ratio within one run, the median of interleaved repeats; rates alone compare "
-        f"with nothing. `{COMMANDS['benches']}`. No GPU and no TPU was measured.\n"
+        "with nothing. Ratios are of rates, above 1 the first named is faster; those that say time "
+        f"are of times. `{COMMANDS['benches']}`. No GPU and no TPU was measured.\n"
     )
     pictures = [
         picture_line(p, series[p.name]) for p in PLOTS if "bench" in p.pages and p.name in series

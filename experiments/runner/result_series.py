@@ -212,6 +212,10 @@ RATIOS = (
     # or settings of a peer, the one least in our favor.
     ("bench_rec_cpu.json", "constrained beams / library", "trie beams / library"),
     ("bench_rec_cpu.json", "train step / bare optax", "TIGER's step / bare optax"),
+    ("bench_peers_cpu.json", "lm train: time ours / PyTorch", "language model's step / PyTorch"),
+    ("bench_peers_cpu.json", "sasrec train: time ours / PyTorch", "SASRec's step / PyTorch"),
+    ("bench_peers_cpu.json", "tiger train: time ours / PyTorch", "TIGER's step / PyTorch"),
+    ("bench_peers_cpu.json", "pencil train: time ours / PyTorch", "PENCIL's step / PyTorch"),
     ("bench_loop_cpu.json", "frame / bare", "runner / bare loop"),
     ("bench_banyan_cpu.json", "ppo-update-base / ppo-bare-optax", "PPO update / bare optax"),
     ("bench_banyan_cpu.json", "xminigrid-XLand-R1-9x9-1rule@1024", "Banyan / XLand-MiniGrid"),
@@ -226,12 +230,12 @@ RATIOS = (
 
 
 def ratios(found: Found, _: Lines) -> Data:
-    """Ratios of rates, label by label."""
+    """Ratios of rates, label by label; those of times are turned over."""
     rows = {}
     for file, beginning, label in RATIOS:
         measured = found["benches"][file]["ratios"]
         (key,) = [key for key in measured if key.startswith(beginning)]
-        rows[label] = measured[key]
+        rows[label] = 1 / measured[key] if ": time " in key else measured[key]
     return rows
 
 

@@ -125,12 +125,12 @@ def test_ratios_are_of_times_and_pairs_without_a_row_are_left_out() -> None:
     ]
     assert peers.ratios(rows) == pytest.approx(
         {
-            "lm train: ours / PyTorch": 0.25,
-            "lm forward: ours / PyTorch": 1.5,
-            "lm train: ours / bare": 2,
-            "lm train: PyTorch / bare": 8,
-            "pencil train: ours / bare": 1.25,
-            "tiger train: PyTorch / bare": 3,
+            "lm train: time ours / PyTorch": 0.25,
+            "lm forward: time ours / PyTorch": 1.5,
+            "lm train: time ours / bare": 2,
+            "lm train: time PyTorch / bare": 8,
+            "pencil train: time ours / bare": 1.25,
+            "tiger train: time PyTorch / bare": 3,
         }
     )
 
