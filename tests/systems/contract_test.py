@@ -119,6 +119,18 @@ def test_hash_ignores_what_does_not_change_a_step() -> None:
     assert settings.config_hash(other) != settings.config_hash(config)
 
 
+@pytest.mark.parametrize("system", ["lm", "pencil", "sasrec", "tiger"])
+def test_runs_from_before_a_choice_was_automatic_go_on(system: str) -> None:
+    """Layers were scanned, then the backend chose; what is computed is the same, and so the hash."""
+    config = settings.to_json(tiny(system))
+    assert config["model"]["scan"] == "auto"
+    hashes = {}
+    for scan in ("auto", True, False):
+        values = {**config, "model": {**config["model"], "scan": scan}}
+        hashes[scan] = settings.config_hash(values)
+    assert hashes["auto"] == hashes[True] != hashes[False]
+
+
 @cache
 def assembled(system: str) -> Assembly:
     """`:tiny` of a system, put together once for the tests that compile nothing."""
