@@ -6,10 +6,8 @@ evaluate, flush the log, save. A checkpoint of step t therefore never knows less
 """
 
 import math
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from experiments.runner import (
+    ahead,
     checkpoint,
     content,
     folder,
@@ -65,47 +64,11 @@ def _batches(asm: Assembly, start: int, stop: int) -> Iterator[tuple[dict[str, A
     def load(step: int) -> dict[str, Any]:
         return feed.put(host_batch(step) if rows is None else host_batch(step, rows), rows)
 
-    with _ahead(load, range(start, stop)) as take:
+    with ahead.working_ahead(load, range(start, stop), PREFETCH) as take:
         for _ in range(start, stop):
             began = time.perf_counter()
             batch = take()
             yield batch, time.perf_counter() - began
-
-
-@contextmanager
-def _ahead(load: Callable[[int], Any], steps: Iterable[int]) -> Iterator[Callable[[], Any]]:
-    """What takes load(step) of one step after the other; a thread keeps PREFETCH of them ready. An
-    error of `load` is raised where its result would be taken."""
-    results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-    wanted = threading.Semaphore(PREFETCH)
-    ended = threading.Event()
-
-    def work() -> None:
-        for step in steps:
-            wanted.acquire()
-            if ended.is_set():
-                return
-            try:
-                results.put((load(step), None))
-            except BaseException as error:  # handed over: raised in the thread that trains
-                results.put((None, error))
-                return
-
-    def take() -> Any:
-        result, error = results.get()
-        wanted.release()
-        if error is not None:
-            raise error
-        return result
-
-    thread = threading.Thread(target=work, name="batches")
-    thread.start()
-    try:
-        yield take
-    finally:
-        ended.set()
-        wanted.release()
-        thread.join()
 
 
 class Session:

@@ -265,11 +265,11 @@ def draw_ratios(data: Data) -> Figure:
     figure = Figure(figsize=(5.6, 4.8), layout="constrained")
     axes = figure.subplots()
     labels = sorted(data, key=lambda label: data[label])
-    for place, label in enumerate(labels):
-        value = data[label]
-        color = BLUE if value >= 1 else ORANGE
-        axes.plot((1, value), (place, place), color=color, linewidth=1.6)
-        axes.plot(value, place, "o", color=color, markersize=7)
+    colors = [BLUE if data[label] >= 1 else ORANGE for label in labels]
+    values = [data[label] for label in labels]
+    axes.hlines(range(len(labels)), 1, values, colors=colors, linewidth=1.6)
+    axes.scatter(values, range(len(labels)), s=49, c=colors)
+    for place, value in enumerate(values):
         axes.annotate(
             f"{value:.2g}", (value, place), xytext=(8 if value >= 1 else -8, 0), fontsize=10.5,
             textcoords="offset points", ha="left" if value >= 1 else "right", va="center",

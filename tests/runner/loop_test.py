@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -582,24 +581,3 @@ def test_check_names_a_missing_checkpoint(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "results.json").unlink()
     with pytest.raises(UserError, match=r"has no results\.json: the run is not finished"):
         reopen.check(tmp_path / "run")
-
-
-def test_batches_are_loaded_ahead_in_order_and_errors_come_in_their_turn() -> None:
-    loaded = []
-
-    def load(step: int) -> int:
-        loaded.append(step)
-        if step == 3:
-            raise ValueError("step 3 has no batch")
-        return 10 * step
-
-    before = threading.active_count()
-    with loop._ahead(load, range(9)) as take:
-        assert [take() for _ in range(3)] == [0, 10, 20]
-        assert len(loaded) <= 3 + loop.PREFETCH
-        with pytest.raises(ValueError, match="step 3 has no batch"):
-            take()
-    assert loaded == [0, 1, 2, 3] and threading.active_count() == before
-    with loop._ahead(load, range(3)) as take:  # left early, as on a signal
-        take()
-    assert threading.active_count() == before

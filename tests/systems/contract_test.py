@@ -121,7 +121,7 @@ def test_hash_ignores_what_does_not_change_a_step() -> None:
 
 @pytest.mark.parametrize("system", ["lm", "pencil", "sasrec", "tiger"])
 def test_runs_from_before_a_choice_was_automatic_go_on(system: str) -> None:
-    """Layers were scanned, then the backend chose: the same is computed, so the hash is the same."""
+    """Layers were scanned, then the backend chose: the same is computed, the hash is the same."""
     config = settings.to_json(tiny(system))
     assert config["model"]["scan"] == "auto"
     hashes = {}
