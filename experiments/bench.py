@@ -64,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json and not args.json.parent.is_dir():
         parser.error(f"--json={args.json}: no folder {args.json.parent}")
     if not args.no_malloc_tuning:
+        memory.use_one_heap()
         memory.keep_scratch()
     result = run(args.name, args.repeats)
     print("\n" + bench.table(result))

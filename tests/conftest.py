@@ -41,6 +41,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 else:  # workers inherit it
     compiling.quickly()
 
+memory.use_one_heap()
 memory.keep_scratch()
 
 import jax  # noqa: E402  (after environment and allocator are set)

@@ -18,7 +18,7 @@ def start_jax(values: flags.FlagValues) -> None:
         UserError: --require_gpu, and JAX runs on something else.
     """
     if not values.no_malloc_tuning:
-        memory.keep_scratch()
+        memory.use_one_heap()
     import jax
 
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "banyan-stack" / "xla"

@@ -104,7 +104,10 @@ class Session:
         if any(r["step"] == step and r["split"] == split for r in self.records):
             return
         with self.timer.of("eval"):
+            memory.release_scratch()
             metrics = to_host(self.asm.experiment.evaluate(state, split))
+            memory.release_scratch()
+            memory.keep_scratch()
         self.log(step, split, metrics)
 
     def evaluate_due(self, step: int, state: State) -> None:
@@ -237,6 +240,8 @@ def run_steps(
                 state, metrics = step_fn(state, batch)
             if compiles:
                 jax.block_until_ready(metrics)
+                memory.release_scratch()
+                memory.keep_scratch()
             non_finite = train_metrics.settle()  # of the step before, while this one runs
         if compiles:
             seconds = timer.spent["compile"] - before

@@ -7,32 +7,56 @@ memory for the first time: page faults are up to half of a step. There are three
 gives them back, and each alone is enough: single maps (M_MMAP_MAX), the end of the heap
 (M_TRIM_THRESHOLD), and the heaps of 64 MB of further threads, which hold no larger block and go
 when they are free (M_ARENA_MAX: no such heaps).
+
+Scratch that is kept lies at the end of the heap. The next step, dispatched while the last one runs,
+takes its own behind it; what was freed then is a few bytes too small for an aligned block of the
+same size, until two such blocks lie side by side. So up to three are held, where glibc holds two
+and has touched one.
 """
 
 import ctypes
 import sys
 from typing import Any
 
-# Options of mallopt, <malloc.h>, and what is set.
+# Options of mallopt, <malloc.h>.
 M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
 M_MMAP_MAX = -4
 M_ARENA_MAX = -8
-SETTINGS = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_ARENA_MAX: 1}
+MB = 2**20
+KEEP = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1}
+# As glibc sets itself with use: blocks up to the largest threshold that it allows are in the heap.
+RELEASE = {M_MMAP_MAX: 2**16, M_MMAP_THRESHOLD: 32 * MB, M_TRIM_THRESHOLD: 64 * MB}
 
 _in_force = {"keeps_scratch": False}
 
 
-def keep_scratch() -> bool:
-    """Tells malloc to keep what it has in one heap; whether it did. Only on glibc.
-
-    To be called before JAX is imported: threads that run by then have heaps of their own.
-    """
+def use_one_heap() -> bool:
+    """Gives threads that start from now on no heaps of their own; whether it did. Only on glibc."""
     library = _glibc()
-    if library is None:
-        return False
-    done = all(library.mallopt(option, value) for option, value in SETTINGS.items())
+    done = library is not None and bool(library.mallopt(M_ARENA_MAX, 1))
     _in_force["keeps_scratch"] = done
     return done
+
+
+def keep_scratch() -> None:
+    """From here on what is freed stays with the process, where it uses one heap: for steps that
+    take the same blocks again and again."""
+    _set(KEEP)
+
+
+def release_scratch() -> None:
+    """Gives back what is free, and goes on as glibc does, where the process uses one heap: between
+    phases that take blocks of other sizes, or the peak would be their sum and more."""
+    _set(RELEASE)
+    if _in_force["keeps_scratch"]:
+        _glibc().malloc_trim(0)
+
+
+def _set(settings: dict[int, int]) -> None:
+    if _in_force["keeps_scratch"]:
+        for option, value in settings.items():
+            _glibc().mallopt(option, value)
 
 
 def settings_in_force() -> dict[str, bool]:
