@@ -265,6 +265,30 @@ def _cross_entropy_backward(residuals: Any, grad: jax.Array) -> tuple[jax.Array,
 cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
+def smoothed_cross_entropy(
+    logits: jax.Array, targets: jax.Array, smoothing: float, allowed: jax.Array | None = None
+) -> jax.Array:
+    """Cross-entropy of a target of which a share is spread evenly over all classes, in nats,
+    float32 [...] (Szegedy et al. 2016).
+
+    Args:
+        logits: [..., V] floating; targets: int [...], in [0, V).
+        smoothing: in [0, 1); 0 without `allowed` is `cross_entropy`.
+        allowed: bool [..., V], the classes there are, the target among them; None is all.
+    """
+    if allowed is None and not smoothing:
+        return cross_entropy(logits, targets)
+    wide = _wide(logits)
+    counted = wide if allowed is None else jnp.where(allowed, wide, -jnp.inf)
+    log_total = jax.nn.logsumexp(counted, axis=-1)
+    chosen = jnp.take_along_axis(wide, targets[..., None], axis=-1)[..., 0]
+    if allowed is None:
+        mean = wide.mean(axis=-1)
+    else:
+        mean = jnp.where(allowed, wide, 0.0).sum(axis=-1) / allowed.sum(axis=-1)
+    return log_total - (1 - smoothing) * chosen - smoothing * mean
+
+
 def gelu(x: jax.Array, *, approximate: bool = True) -> jax.Array:
     """Gaussian error linear unit (Hendrycks and Gimpel 2016); approximate: the tanh form."""
     return jax.nn.gelu(x, approximate=approximate)

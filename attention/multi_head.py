@@ -82,7 +82,7 @@ class Attention(nn.Module):
             scale = self.param("out_norm", nn.initializers.ones, o.shape[2:])
             o = tda.output_norm(o, scale, eps=float(cfg.output_norm_eps))
         o = o.reshape(*x.shape[:2], cfg.heads * cfg.head_dim)
-        return dense(cfg, cfg.width, "o")(o), (k, v)
+        return dense(cfg, cfg.width, "o", cfg.output_shrink)(o), (k, v)
 
     def _project(
         self, name: str, x: jax.Array, shape: tuple[int, int, int], shrink: float = 1.0

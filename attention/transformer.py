@@ -6,8 +6,10 @@ Any attention kind, grouped heads, rotary positions or T5's relative bias (one t
 shared by its layers, none on cross attention). Layers are scanned or unrolled, with the same
 result; stacked parameters have a leading layer axis. `t5` is a config of T5's conventions.
 
-Dropout is on embeddings, on the hidden units of MLPs and on the output of every sublayer, with the
-rng stream "dropout"; attention weights have none, for kernels do not form them [our choice].
+Dropout is on embeddings, on the hidden units of MLPs, on the output of every sublayer and after
+the last norm, or on fewer of them (`dropout_sites`), with the rng stream "dropout"; attention
+weights have none, for kernels do not form them [our choice]. Masks are those of
+`attention.dropout`.
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from attention import kinds, layers, stack
+from attention.dropout import Dropout
 from attention.multi_head import Attention, Shared, dense, write
 from attention.transformer_config import TransformerConfig, t5
 
@@ -116,15 +119,15 @@ class MLP(nn.Module):
             hidden = layers.swiglu(dense(cfg, cfg.mlp_width, "gate")(x), up)
         else:
             hidden = layers.gelu(up) if cfg.mlp == "gelu" else jax.nn.relu(up)
-        hidden = nn.Dropout(cfg.dropout, deterministic=self.deterministic)(hidden)
-        return dense(cfg, cfg.width, "down")(hidden)
+        hidden = Dropout(cfg.hidden_dropout, self.deterministic)(hidden)
+        return dense(cfg, cfg.width, "down", cfg.output_shrink)(hidden)
 
     def _deep(self, x: jax.Array) -> jax.Array:
         cfg = dataclasses.replace(self.cfg, bias=True)
         hidden = jax.nn.relu(dense(cfg, cfg.mlp_width, "up")(x))
         hidden = dense(cfg, cfg.mlp_width, "middle")(hidden)
-        hidden = nn.Dropout(cfg.dropout, deterministic=self.deterministic)(hidden)
-        return dense(cfg, cfg.width, "down")(jax.nn.relu(hidden))
+        hidden = Dropout(cfg.hidden_dropout, self.deterministic)(hidden)
+        return dense(cfg, cfg.width, "down", cfg.output_shrink)(jax.nn.relu(hidden))
 
 
 def _residual(
@@ -134,7 +137,7 @@ def _residual(
     cfg = module.cfg
     norm = Norm(cfg, name=f"{name}_norm")
     out, extra = sublayer(norm(x) if cfg.pre_norm else x)
-    x = x + nn.Dropout(cfg.dropout, deterministic=module.deterministic)(out)
+    x = x + Dropout(cfg.dropout, module.deterministic)(out)
     return (x if cfg.pre_norm else norm(x)), extra
 
 
@@ -214,6 +217,11 @@ def _run_blocks(
     return blocks(cfg, **options, name="blocks")(x, shared, per_layer)
 
 
+def _final_norm(cfg: TransformerConfig, x: jax.Array, deterministic: bool) -> jax.Array:
+    """The norm after the last block of a module that is being called, and its dropout."""
+    return Dropout(cfg.hidden_dropout, deterministic)(Norm(cfg, name="final_norm")(x))
+
+
 class RelativeBias(nn.Module):
     """T5's learned bias by distance bucket, [1, H, T, S]."""
 
@@ -266,12 +274,11 @@ class Encoder(nn.Module):
             bias = RelativeBias(cfg, not self.causal, name="relative_bias")(T, T)
         if positions is None:
             positions = layers.segment_positions(ids, T)
-        drop = nn.Dropout(cfg.dropout, deterministic=deterministic)
-        x = drop(x.astype(cfg.dtype))
+        x = Dropout(cfg.dropout, deterministic)(x.astype(cfg.dtype))
         shared = Shared(positions=positions, ids=ids, key_ids=ids, bias=bias)
         options = {"causal": self.causal, "deterministic": deterministic}
         x, _ = _run_blocks(self, EncoderBlock, options, x, shared, LayerCache())
-        return drop(Norm(cfg, name="final_norm")(x)) if cfg.pre_norm else x
+        return _final_norm(cfg, x, deterministic) if cfg.pre_norm else x
 
 
 class Decoder(nn.Module):
@@ -316,11 +323,10 @@ class Decoder(nn.Module):
             start = 0 if cache is None else cache.length
             relative_bias = RelativeBias(cfg, bidirectional=False, name="relative_bias")
             shared = shared._replace(bias=relative_bias(T, num_keys, start))
-        drop = nn.Dropout(cfg.dropout, deterministic=deterministic)
-        x = drop(x.astype(cfg.dtype))
+        x = Dropout(cfg.dropout, deterministic)(x.astype(cfg.dtype))
         options = {"cross": self.cross, "deterministic": deterministic}
         x, written = _run_blocks(self, DecoderBlock, options, x, shared, past)
-        x = drop(Norm(cfg, name="final_norm")(x)) if cfg.pre_norm else x
+        x = _final_norm(cfg, x, deterministic) if cfg.pre_norm else x
         return x, None if cache is None else _extend(cache, shared, written)
 
 

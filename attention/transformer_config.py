@@ -30,6 +30,10 @@ class TransformerConfig:
         lambda_init: "half" or "depth" (0.8 - 0.6 exp(-0.3 layer)), of diff and tda.
         output_norm_eps: of the norm per head after rela, tra, diff and tda.
         dropout: rate in [0, 1).
+        dropout_sites: "all", see `attention.transformer`, or "residual": only on embeddings and on
+            the output of every sublayer.
+        shrink_residual: the last map of every sublayer starts smaller by 1 / sqrt(2 layers), as in
+            GPT-2 (Radford et al. 2019).
         tied: logits from the embedding, with hidden states scaled by width^-0.5; else a projection.
         embed_std: of initial embeddings.
         dtype: of activations, "float32" or "bfloat16"; parameters are float32.
@@ -65,6 +69,8 @@ class TransformerConfig:
     lambda_init: str = "half"
     output_norm_eps: int | float = 1e-6
     dropout: int | float = 0.0
+    dropout_sites: str = "all"
+    shrink_residual: bool = False
     tied: bool = True
     embed_std: int | float = 1.0
     dtype: str = "float32"
@@ -87,6 +93,7 @@ class TransformerConfig:
             "norm": ("rms", "layer"),
             "mlp": ("gelu", "relu", "swiglu", "deep_relu"),
             "lambda_init": ("half", "depth"),
+            "dropout_sites": ("all", "residual"),
             "dtype": ("float32", "bfloat16"),
             "scan": names.SCANS,
         }
@@ -113,6 +120,16 @@ class TransformerConfig:
         )
         thresholded = self.attention in ("tra", "tda")
         require(thresholded or not self.learn_beta, "learn_beta", "only for tra and tda")
+
+    @property
+    def hidden_dropout(self) -> int | float:
+        """Rate on the hidden units of MLPs and after the last norm."""
+        return self.dropout if self.dropout_sites == "all" else 0.0
+
+    @property
+    def output_shrink(self) -> float:
+        """Factor of the initial weights of the last map of every sublayer."""
+        return (2 * self.layers) ** -0.5 if self.shrink_residual else 1.0
 
     @property
     def split(self) -> int:

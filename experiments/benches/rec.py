@@ -26,7 +26,8 @@ from rec.data.sequences import pack
 from rec.decode import beam
 from rec.models import tiger
 from rec.models.config import OptimConfig, TigerConfig
-from rec.models.tiger import Tiger, level_offsets
+from rec.models.digits import level_offsets
+from rec.models.tiger import Tiger
 from rec.sid import trie as tries
 
 SIZES = (256,) * 4

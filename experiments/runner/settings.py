@@ -31,9 +31,17 @@ MAX_SEED = 2**32  # what every sampler and jax.random.key take
 # Keys that do not change what is computed at a given step.
 NOT_HASHED = ("data.root", "mesh", "fsdp", "log", "train.steps")
 # Keys that came after runs were kept, and the value that means what those runs did: not hashed.
-ADDED = {"data.columns": ""}
+ADDED = {
+    "data.columns": "",
+    "model.fusion_width": 0,
+    "model.digit_dropout": 0.0,
+    "model.smoothing": 0.0,
+    "sid.source_widths": [],
+}
 # A value that computes what another one did is hashed as that one: such runs go on.
-HASHED_AS = {("model.scan", "auto"): True}
+HASHED_AS = {("model.scan", "auto"): True, ("sid.sources", "text"): []}
+# (group, key, value of a run that was kept): what the key would hold today.
+UPGRADED = {("sid", "sources", ()): "text"}
 # Leaves, by their last name, that hold the path of something a run starts from. Its content counts,
 # see runner/content.py, not where it lies.
 PATHS = ("init_from", "run", "teacher", "first", "second", "runs", "weights")
@@ -190,14 +198,19 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any]) -> ConfigDict:
-    """Inverse of `to_json`: lists become tuples again; digests of content are left out."""
+    """Inverse of `to_json`: lists become tuples again; digests of content are left out, and keys
+    of runs kept from earlier are read as they are written today."""
 
     def restore(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {k: restore(v) for k, v in value.items()}
         return tuple(restore(v) for v in value) if isinstance(value, list) else value
 
-    return ConfigDict(restore({k: v for k, v in values.items() if k != CONTENT})).lock()
+    restored = restore({k: v for k, v in values.items() if k != CONTENT})
+    for (group, key, before), now in UPGRADED.items():
+        if restored.get(group, {}).get(key) == before:
+            restored[group][key] = now
+    return ConfigDict(restored).lock()
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

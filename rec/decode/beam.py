@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rec.models.tiger import Tiger, level_offsets
+from rec.models.digits import level_offsets
+from rec.models.packed import Packed
+from rec.models.tiger import Tiger
 from rec.names import NORMALISERS
 from rec.sid import trie as tries
 from rec.sid.trie import Trie, TrieShape
@@ -46,17 +48,17 @@ class Generator(NamedTuple):
     take: Callable[[Any, jax.Array], Any]
 
 
-def tiger_generator(model: Tiger, params: Any) -> Generator:
-    """A `Tiger` as the search wants it; its state is the decoder's cache."""
+def tiger_generator(model: Tiger | Packed, params: Any) -> Generator:
+    """A model as the search wants it; its state is the decoder's cache, or `packed.Written`."""
 
-    def call(method: Any, *inputs: Any) -> Any:
+    def call(method: str, *inputs: Any) -> Any:
         return model.apply({"params": params}, *inputs, method=method)
 
     return Generator(
         model.sizes,
-        lambda cache, digits, level: call(Tiger.advance, cache, digits, level),
-        lambda hidden, level: call(Tiger.logits, hidden, level),
-        lambda cache, rows: cache.take(rows),
+        lambda state, digits, level: call("advance", state, digits, level),
+        lambda hidden, level: call("logits", hidden, level),
+        lambda state, rows: state.take(rows),
     )
 
 
@@ -165,7 +167,7 @@ def _allowed(
 
 
 def search(
-    model: Tiger,
+    model: Tiger | Packed,
     params: Any,
     history: jax.Array,
     mask: jax.Array,
@@ -177,11 +179,11 @@ def search(
     normaliser: str = "digit",
     constrained: bool = True,
 ) -> Beams:
-    """Beams of a `Tiger` for histories int32 [B, T, L] with mask bool [B, T] and users int32 [B].
+    """Beams of a generator for histories int32 [B, T, L] with mask bool [B, T] and users int32 [B].
 
     Pure; jit it with model, shape, beams, normaliser and constrained static.
     """
-    hidden, cache = model.apply({"params": params}, history, mask, users, method=Tiger.start)  # type: ignore[misc]
+    hidden, cache = model.apply({"params": params}, history, mask, users, method="start")  # type: ignore[misc]
     return beam_search(
         tiger_generator(model, params),
         hidden,

@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rec.models.tiger import Tiger, level_offsets, target_log_probs
+from rec.models.digits import level_offsets, target_log_probs
+from rec.models.packed import Packed
+from rec.models.tiger import Tiger
 from rec.names import NORMALISERS
 from rec.sid import trie as tries
 from rec.sid.trie import Trie, TrieShape
@@ -15,7 +17,7 @@ CHUNK = 64  # SIDs scored at once
 
 
 def exact_scores(
-    model: Tiger,
+    model: Tiger | Packed,
     params: Any,
     history: jax.Array,
     mask: jax.Array,
@@ -46,7 +48,7 @@ def exact_scores(
             raise ValueError('normaliser="children" needs a trie')
         allowed = allowed_codes(trie, shape, sids)
     variables: Any = {"params": params}
-    memory, ids = model.apply(variables, history, mask, users, method=Tiger.read)  # type: ignore[misc]
+    memory, ids = model.apply(variables, history, mask, users, method="read")  # type: ignore[misc]
     B, (N, L) = len(history), sids.shape
     chunks = -(-N // CHUNK)
     pad = ((0, chunks * CHUNK - N), (0, 0))
@@ -57,7 +59,7 @@ def exact_scores(
 
     def score(part: dict[str, jax.Array]) -> jax.Array:
         target = jnp.tile(part["sids"], (B, 1))  # row i belongs to history i // CHUNK
-        logits: Any = model.apply(variables, memory, ids, target, method=Tiger.write)
+        logits: Any = model.apply(variables, memory, ids, target, method="write")
         if "allowed" in part:
             logits = jnp.where(jnp.tile(part["allowed"], (B, 1, 1)), logits, -jnp.inf)
         softmax = "full" if normaliser == "full" else "digit"

@@ -2,12 +2,17 @@
 """Sizes of the recommenders, checked before JAX is imported."""
 
 import dataclasses
+from types import MappingProxyType
 from typing import Any
 
 from attention.transformer_config import TransformerConfig
 
-LAYOUTS = ("encoder_decoder", "decoder_only")
-SOFTMAXES = ("digit", "full")
+LAYOUTS = ("encoder_decoder", "decoder_only", "packed")
+SOFTMAXES = ("digit", "full", "children")
+# What the packed layout has no choice of: ages stand in for positions, tables are never tied.
+PACKED = MappingProxyType(
+    {"position": "none", "user_tokens": 0, "separators": False, "tied": False}
+)
 LOSSES = ("full", "sampled", "bce")
 
 
@@ -21,19 +26,25 @@ class TigerConfig:
     """Generator of semantic IDs (Rajput et al. 2023; Ju et al. 2025).
 
     Attributes:
-        layout: "encoder_decoder", or "decoder_only" on history and target in one row.
+        layout: "encoder_decoder"; "decoder_only" on history and target in one row; or "packed", a
+            causal token per item and digits by small heads (`rec.models.packed`), every position
+            of a row a target.
         width, heads, head_dim, mlp_width, layers: of the transformer; layers of each stack.
         mlp: "relu" (plain T5: 4.6M parameters at the paper's sizes) or "deep_relu" (two hidden
             layers: the 13.13M of the GRID recipe), or another one of the shared transformer.
         position: "t5" (relative bias), or "rope" for kinds of attention that take no bias.
         attention: a kind of `attention.names.KINDS`.
-        dropout: rate in [0, 1).
+        dropout: rate in [0, 1); in "packed" only on embeddings and residual branches.
         user_tokens: rows of the user table; user id modulo that is put before the history; 0 none.
         separators: a learned vector after every item.
         tied: digits are scored with their own embeddings, else with a table of their own.
-        softmax: the loss normalises over the codes of a level ("digit") or of all levels ("full").
-        max_items: newest items of a history that are read.
+        softmax: the loss normalises over the codes of a level ("digit"), of all levels ("full"), or
+            over those that continue the target's prefix in the catalogue ("children", packed).
+        max_items: newest items of a history that are read; "packed": pairs of a row, and ages.
         dtype, scan, remat: see TransformerConfig.
+        fusion_width: hidden units of the MLPs of "packed" that join codes, else 0.
+        digit_dropout: rate at which whole digits of items of the history are dropped, in [0, 1).
+        smoothing: share of a target spread evenly over all codes it could have been, in [0, 1).
     """
 
     layout: str
@@ -54,17 +65,35 @@ class TigerConfig:
     dtype: str
     scan: bool | str
     remat: bool
+    fusion_width: int = 0
+    digit_dropout: int | float = 0.0
+    smoothing: int | float = 0.0
 
     def __post_init__(self) -> None:
         _require(self, "layout", self.layout in LAYOUTS, f"must be one of {LAYOUTS}")
         _require(self, "softmax", self.softmax in SOFTMAXES, f"must be one of {SOFTMAXES}")
         _require(self, "user_tokens", self.user_tokens >= 0, "must be at least 0")
         _require(self, "max_items", self.max_items >= 1, "must be at least 1")
+        for name in ("digit_dropout", "smoothing"):
+            _require(self, name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
+        if self.layout == "packed":
+            _require(self, "fusion_width", self.fusion_width >= 1, "must be at least 1 for packed")
+            for name, value in PACKED.items():
+                _require(self, name, getattr(self, name) == value, f"packed has only {value!r}")
+            _require(self, "softmax", self.softmax != "full", "packed has 'digit' or 'children'")
+        else:
+            _require(self, "fusion_width", not self.fusion_width, "is of layout='packed', give 0")
+            _require(self, "softmax", self.softmax != "children", "is of layout='packed'")
         self.transformer()
 
     def transformer(self) -> TransformerConfig:
-        """T5's conventions: RMSNorm before, no biases, no 1 / sqrt(d) with the relative bias."""
+        """T5's conventions: RMSNorm before, no biases, no 1 / sqrt(d) with the relative bias. Those
+        of "packed" are GPT-2's with RMSNorm."""
+        is_packed = self.layout == "packed"
         return TransformerConfig(
+            bias=is_packed,
+            shrink_residual=is_packed,
+            dropout_sites="residual" if is_packed else "all",
             width=self.width,
             heads=self.heads,
             head_dim=self.head_dim,

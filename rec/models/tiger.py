@@ -9,22 +9,17 @@ Rows of a history are right-padded. In the decoder-only layout they are turned s
 first and the target follows the newest item directly.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from attention import layers, transformer
+from attention.dropout import Dropout
 from attention.transformer import DecoderCache
 from rec.models.config import TigerConfig
-
-
-def level_offsets(sizes: Sequence[int]) -> np.ndarray:
-    """First row of every level in the table of codes, and its end: int [L + 1]."""
-    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+from rec.models.digits import level_offsets, smoothed_nats
 
 
 class Tiger(nn.Module):
@@ -74,7 +69,7 @@ class Tiger(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """What the target is written from: encoder states, or the embedded history where there is
         no encoder, [B, M, D], and segment ids int32 [B, M], 0 = padding."""
-        x, ids = self.history(history, mask, users)
+        x, ids = self.history(history, mask, users, deterministic=deterministic)
         if self.cfg.layout == "encoder_decoder":
             x = self.encoder(x, ids, deterministic=deterministic)
         return x, ids
@@ -95,11 +90,12 @@ class Tiger(nn.Module):
         return self.logits(out[:, -len(self.sizes) :])
 
     def history(
-        self, history: jax.Array, mask: jax.Array, users: jax.Array
+        self, history: jax.Array, mask: jax.Array, users: jax.Array, *, deterministic: bool = True
     ) -> tuple[jax.Array, jax.Array]:
         """(embedded tokens [B, M, D], segment ids int32 [B, M], 0 = padding)."""
         B, T, L = history.shape
         x = self._embed(history, jnp.arange(L))  # [B, T, L, D]
+        x = Dropout(self.cfg.digit_dropout, deterministic)(x, (B, T, L, 1))
         if self.cfg.separators:
             ends = jnp.broadcast_to(self.separator, (B, T, 1, self.cfg.width))
             x = jnp.concatenate([x, ends.astype(x.dtype)], axis=2)
@@ -173,37 +169,11 @@ class Tiger(nn.Module):
         return jnp.concatenate([first.astype(rest.dtype), rest], axis=1)
 
 
-def digit_log_probs(logits: jax.Array, sizes: Sequence[int], softmax: str) -> jax.Array:
-    """Log-probabilities of every code at the digit it belongs to.
-
-    Args:
-        logits: float32 [..., L, V], V = sum(sizes), of digits 0 to L - 1.
-        softmax: "digit" normalises over the codes of the level, "full" over all V.
-
-    Returns: [..., L, V], -inf where a code belongs to another level.
-    """
-    offsets = level_offsets(sizes)
-    rows = np.arange(offsets[-1])
-    is_of_level = (rows >= offsets[:-1, None]) & (rows < offsets[1:, None])  # [L, V]
-    is_of_level = jnp.asarray(is_of_level).reshape((1,) * (logits.ndim - 2) + is_of_level.shape)
-    if softmax == "digit":
-        return jax.nn.log_softmax(jnp.where(is_of_level, logits, -jnp.inf), axis=-1)
-    return jnp.where(is_of_level, jax.nn.log_softmax(logits, axis=-1), -jnp.inf)
-
-
-def target_log_probs(
-    logits: jax.Array, target: jax.Array, sizes: Sequence[int], softmax: str
-) -> jax.Array:
-    """Log-probability of each digit of the target: [R, L] of logits [R, L, V] and int32 [R, L]."""
-    log_probs = digit_log_probs(logits, sizes, softmax)
-    rows = target + jnp.asarray(level_offsets(sizes)[:-1])[None]
-    return jnp.take_along_axis(log_probs, rows[..., None], axis=-1)[..., 0]
-
-
 def loss(
     model: Tiger, params: Any, batch: dict[str, jax.Array], key: jax.Array | None = None
 ) -> jax.Array:
-    """Mean over rows of the sum over digits of negative log-probabilities, in nats.
+    """Mean over rows of the sum over digits of negative log-probabilities, in nats, smoothed where
+    cfg.smoothing is not 0.
 
     Args:
         batch: history [B, T, L], mask [B, T], users [B], target [B, L].
@@ -218,5 +188,6 @@ def loss(
         deterministic=key is None,
         rngs=None if key is None else {"dropout": key},
     )
-    log_probs = target_log_probs(logits, batch["target"], model.sizes, model.cfg.softmax)
-    return -log_probs.sum(axis=-1).mean()
+    cfg = model.cfg
+    nats = smoothed_nats(logits, batch["target"], model.sizes, cfg.softmax, cfg.smoothing)
+    return nats.sum(axis=-1).mean()

@@ -33,8 +33,8 @@ class SIDConfig:
         dead_code_reset: rqvae replaces codes unused for so many steps, 0 never.
         standardise: rqvae and lsh see features of mean 0 and standard deviation 1.
         hidden: widths of rqvae's encoder layers, mirrored by the decoder; latent: its last width.
-        sources: widths of the features that an input row concatenates, () for one source. rqvae
-            has an encoder and a decoder for each.
+        source_widths: of the features that an input row concatenates, () for one source; rqvae has
+            an encoder and a decoder for each.
         conflict: how items of one SID are told apart: "digit" appends a counter, "psid_ecm" and
             "psid_rrs" move items to other codes, "none" leaves buckets.
         digit_limit: codes of the appended digit; a group must be smaller.
@@ -61,7 +61,7 @@ class SIDConfig:
     standardise: bool = True
     hidden: tuple[int, ...] = (256, 128)
     latent: int = 64
-    sources: tuple[int, ...] = ()
+    source_widths: tuple[int, ...] = ()
     conflict: str = "digit"
     digit_limit: int = 256
 
@@ -85,7 +85,7 @@ class SIDConfig:
             require(getattr(self, name) >= 0, name, "must be at least 0")
         for name in ("lr", "temperature"):
             require(getattr(self, name) > 0, name, "must be > 0")
-        for name in ("hidden", "sources"):
+        for name in ("hidden", "source_widths"):
             require(all(width >= 1 for width in getattr(self, name)), name, "widths are at least 1")
         require(self.init_rows >= self.codes, "init_rows", f"must be at least codes={self.codes}")
         if self.method in ("rkmeans", "rvq"):

@@ -37,13 +37,14 @@ def sources(cfg: SIDConfig, width: int) -> tuple[int, ...]:
     """Widths of the sources of rows of `width` features.
 
     Raises:
-        ValueError: cfg.sources does not add up to it.
+        ValueError: cfg.source_widths does not add up to it.
     """
-    if cfg.sources and sum(cfg.sources) != width:
+    if cfg.source_widths and sum(cfg.source_widths) != width:
         raise ValueError(
-            f"sources={cfg.sources!r}: widths add up to {sum(cfg.sources)}, not {width}"
+            f"source_widths={cfg.source_widths!r}: they add up to {sum(cfg.source_widths)}, "
+            f"not {width}"
         )
-    return cfg.sources or (width,)
+    return cfg.source_widths or (width,)
 
 
 def _split(x: jax.Array, widths: tuple[int, ...]) -> list[jax.Array]:

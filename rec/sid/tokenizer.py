@@ -94,7 +94,7 @@ def _compiled(cfg: SIDConfig) -> tuple[Callable, Callable, Callable, Callable]:
 
 def check_features(x: np.ndarray | jax.Array, cfg: SIDConfig) -> None:
     """Raises:
-    ValueError: x is not [N, D] with N >= 1, or not finite, or sources do not add up to D.
+    ValueError: x is not [N, D] with N >= 1, or not finite, or source_widths do not add up to D.
     """
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"features must be [items, width], not {tuple(x.shape)}")

@@ -13,7 +13,8 @@ import pytest
 
 from rec.decode import beam, exact
 from rec.decode import items as policies
-from rec.models.tiger import Tiger, level_offsets
+from rec.models.digits import level_offsets
+from rec.models.tiger import Tiger
 from rec.sid import trie as tries
 from tests.rec.tiger_test import SIZES, SMALL, histories
 from tests.tiers import deep, deep_unless

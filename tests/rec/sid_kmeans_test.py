@@ -250,7 +250,7 @@ def test_bad_configs_and_features_are_named() -> None:
     with pytest.raises(ValueError, match="item 4 are not finite"):
         tokenizer.fit(jax.random.key(0), x, SIDConfig())
     with pytest.raises(ValueError, match="add up to 9, not 13"):
-        tokenizer.fit(jax.random.key(0), rows(), SIDConfig(sources=(4, 5)))
+        tokenizer.fit(jax.random.key(0), rows(), SIDConfig(source_widths=(4, 5)))
     crowd = np.repeat(rows()[:1], 9, axis=0)
     cfg = SIDConfig(method="lsh", levels=1, codes=2, digit_limit=9, init_rows=2)
     with pytest.raises(ValueError, match="9 items share the codes"):

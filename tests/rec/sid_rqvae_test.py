@@ -147,7 +147,7 @@ def test_gumbel_codes_follow_the_softmax_of_distances() -> None:
 
 
 def test_sources_have_their_own_encoders_and_decoders() -> None:
-    cfg = changed(sources=(6, 4), kmeans_init=False)
+    cfg = changed(source_widths=(6, 4), kmeans_init=False)
     params = start(cfg)
     assert [layers[0]["kernel"].shape[0] for layers in params["encoder"]] == [6, 4]
     assert [layers[-1]["kernel"].shape[1] for layers in params["decoder"]] == [6, 4]

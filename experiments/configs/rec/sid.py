@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from experiments.configs.rec import rec_baselines
 from experiments.runner import settings
 from experiments.runner.about import About, Headline
+from rec.names import SID_SOURCES
 from rec.sid.config import SIDConfig
 
 
@@ -32,17 +33,22 @@ class SIDGroup(SIDConfig):
         run: folder of an earlier run of system "sid".
         table: a published index file ({"0": ["<a_1>", ...]} by item, plain or gzip); where it and
             `run` are empty, the tokenizer is fitted here.
+        sources: "text", or "text+cooccurrence" with how items occur together in training sequences,
+            see `rec.sid.sources`.
         shuffle: hand the SIDs to items at random, the control that has no meaning.
     """
 
     run: str = ""
     table: str = ""
     shuffle: bool = False
+    sources: str = "text"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.run and self.table:
             raise ValueError("run and table: give one of them")
+        if self.sources not in SID_SOURCES:
+            raise ValueError(f"sources={self.sources!r}: must be one of {SID_SOURCES}")
 
 
 GROUPS = {
@@ -88,7 +94,7 @@ SID = SIDGroup(
     standardise=True,
     hidden=(256, 128),
     latent=64,
-    sources=(),
+    source_widths=(),
     conflict="digit",  # a counter for items that share an SID
     digit_limit=64,
 )

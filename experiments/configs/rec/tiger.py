@@ -112,33 +112,38 @@ ABOUT = About(
 HEADLINE = rec_baselines.ranking_headline()
 
 
+PACKED = TigerConfig(
+    layout="packed",
+    width=64,
+    heads=2,
+    head_dim=32,
+    mlp_width=256,
+    layers=2,
+    mlp="gelu",
+    position="none",
+    attention="softmax",
+    dropout=0.3,
+    user_tokens=0,
+    separators=False,
+    tied=False,
+    softmax="digit",
+    max_items=64,
+    dtype="float32",
+    scan="auto",
+    remat=False,
+    fusion_width=192,
+    digit_dropout=0.3,
+    smoothing=0.1,
+)
+
+
 def get_config(arg: str = "base") -> ConfigDict:
     """Builds the config of one variant."""
     settings.parse_arg(arg, VARIANTS)
     config = rec_baselines.rec_config("tiger", arg)
-    pairs = Pairs(rows=256, pairs="prefixes", alpha=1.0, beta=0.0, gamma=0.0, search=False)
-    model = TigerConfig(
-        layout="encoder_decoder",
-        width=64,
-        heads=4,
-        head_dim=16,
-        mlp_width=256,
-        layers=1,
-        mlp="relu",
-        position="t5",
-        attention="softmax",
-        dropout=0.05,
-        user_tokens=0,
-        separators=False,
-        tied=True,
-        softmax="digit",
-        max_items=5,
-        dtype="float32",
-        scan="auto",
-        remat=False,
-    )
+    pairs = Pairs(rows=16, pairs="prefixes", alpha=1.0, beta=0.0, gamma=0.0, search=False)
     evaluation = BeamEval(
-        every=500,
+        every=420,
         select=("valid/ndcg@10", "max"),
         tolerance=1e-3,
         rows=0,
@@ -154,13 +159,14 @@ def get_config(arg: str = "base") -> ConfigDict:
     )
     config.sid = sid.sid_group(sid.SID)
     config.augment = ConfigDict(dataclasses.asdict(pairs))
-    config.model = ConfigDict(dataclasses.asdict(model))
+    config.model = ConfigDict(dataclasses.asdict(PACKED))
     config.optim = sasrec.optim_group(4e-3)
-    config.train.update({"steps": 2000, "save_every": 500})
+    config.optim.update({"warmup": 100, "schedule": "cosine", "decay": 1680, "weight_decay": 0.1})
+    config.train.update({"steps": 1680, "save_every": 420})
     config.eval = ConfigDict(dataclasses.asdict(evaluation))
     config.log.every = 10
     if arg == "base":  # 803 items: few codes, and no digit that means nothing
-        config.sid.update({"codes": 64, "conflict": "psid_ecm"})
+        config.sid.update({"codes": 64, "conflict": "psid_ecm", "sources": "text+cooccurrence"})
     if arg == "tiny":
         _shrink(config)
     if arg == "h200":
@@ -174,9 +180,11 @@ def get_config(arg: str = "base") -> ConfigDict:
 def _shrink(config: ConfigDict) -> None:
     """Sets sizes that a test can afford."""
     config.sid = sid.sid_group(sid.TINY_SID)
-    config.augment.rows = 32
-    config.model.update({"width": 16, "heads": 2, "head_dim": 8, "mlp_width": 32})
-    config.optim.warmup = 5
+    config.augment.rows = 4
+    config.model.update(
+        {"width": 16, "head_dim": 8, "mlp_width": 32, "fusion_width": 24, "max_items": 16}
+    )
+    config.optim.update({"warmup": 5, "decay": 30})
     config.train.update({"steps": 30, "save_every": 10})
     config.eval.update({"every": 10, "rows": 64, "batch": 64, "beams": 10})
     config.log.every = 1
@@ -184,8 +192,15 @@ def _shrink(config: ConfigDict) -> None:
 
 def _follow_grid(config: ConfigDict) -> None:
     """Sets the GRID recipe, with our features."""
+    config.augment.update({"rows": 256, "pairs": "windows"})
     config.model.update(
         {
+            "layout": "encoder_decoder",
+            "position": "t5",
+            "softmax": "digit",
+            "fusion_width": 0,
+            "digit_dropout": 0.0,
+            "smoothing": 0.0,
             "width": 128,
             "heads": 6,
             "head_dim": 64,
@@ -199,7 +214,9 @@ def _follow_grid(config: ConfigDict) -> None:
             "dtype": "bfloat16",
         }
     )
-    config.optim.update({"lr": 1e-3, "warmup": 1000, "weight_decay": 1e-4})
+    config.optim.update(
+        {"lr": 1e-3, "warmup": 1000, "schedule": "constant", "decay": 10_000, "weight_decay": 1e-4}
+    )
     config.train.update({"steps": 20_000, "save_every": 2000})
     config.eval.update({"every": 2000, "rows": 2048, "beams": 50, "batch": 512})
 
@@ -207,6 +224,7 @@ def _follow_grid(config: ConfigDict) -> None:
 def _follow_tiger(config: ConfigDict) -> None:
     """Sets the sizes that TIGER's paper names; its 13M parameters do not follow from them, a plain
     T5 of these sizes has 4.6M."""
+    config.augment.pairs = "prefixes"
     config.model.update(
         {
             "mlp": "relu",

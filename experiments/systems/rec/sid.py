@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wiring of semantic IDs: a tokenizer as a run of its own, or inside another one's prepare."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from experiments.runner.errors import UserError
 from experiments.systems.rec.recommenders import figures, wiring
 from experiments.systems.rec.recommenders.wiring import Loaded
 from rec.data import sid_files
-from rec.sid import conflict, report, table, tokenizer
+from rec.sid import conflict, report, sources, table, tokenizer
 from rec.sid.config import SIDConfig
 
 RULES = ((r"batch/features", P()),)
@@ -27,6 +28,11 @@ SHOWN_ITEMS = 12  # examples in a report
 def tokenizer_config(config: ConfigDict) -> SIDConfig:
     """Returns the tokenizer's own part of config.sid."""
     return settings.groups(config)["sid"]
+
+
+def with_widths(cfg: SIDConfig, widths: tuple[int, ...]) -> SIDConfig:
+    """Returns the tokenizer for inputs of several sources, where the config names no widths."""
+    return cfg if cfg.source_widths else dataclasses.replace(cfg, source_widths=widths)
 
 
 def check_capacity(cfg: SIDConfig, items: int) -> None:
@@ -45,6 +51,9 @@ def check_capacity(cfg: SIDConfig, items: int) -> None:
 def make_artifact(config: ConfigDict, loaded: Loaded, vectors: np.ndarray) -> dict[str, Any]:
     """Makes the SID table of a catalogue: of an earlier run, of a published file, or fitted here.
 
+    Args:
+        vectors: float32 [N, d] of the texts.
+
     Returns: {"table": int32 [N, L], "sizes", "greedy_sizes", "sha256", "report", "params"}.
 
     Raises:
@@ -58,8 +67,10 @@ def make_artifact(config: ConfigDict, loaded: Loaded, vectors: np.ndarray) -> di
     elif config.sid.table:
         artifact = read_table(config, loaded)
     else:
-        params = tokenizer.fit(jax.random.key(config.seed), vectors, cfg)
-        artifact = pack_tokenizer(params, vectors, cfg)
+        joined, widths = sources.inputs(config.sid.sources, vectors, loaded.split.train)
+        cfg = with_widths(cfg, widths)
+        params = tokenizer.fit(jax.random.key(config.seed), joined, cfg)
+        artifact = pack_tokenizer(params, joined, cfg)
     if config.sid.shuffle:
         artifact["table"] = table.shuffled(artifact["table"], config.seed)
         artifact["sha256"] = table.sha256(artifact["table"], tuple(artifact["sizes"]))
@@ -126,6 +137,7 @@ def read_run(folder: str, items: list[str]) -> dict[str, Any]:
             f"{len(items):,} here: give both runs the same config.data"
         )
     cfg = tokenizer_config(settings.from_json(saved["config"]))
+    cfg = with_widths(cfg, tuple(artifacts.get("source_widths", ())))
     vectors = np.asarray(artifacts["features"])
     return pack_tokenizer(restore_params(cfg, saved, vectors), vectors, cfg)
 
@@ -190,10 +202,16 @@ def prepare(config: ConfigDict) -> dict[str, Any]:
     corpus = loaded.corpus
     cfg = tokenizer_config(config)
     check_capacity(cfg, len(corpus.items))
-    vectors = wiring.load_features(config, loaded)
-    tokenizer.check_features(vectors, cfg)
+    text = wiring.load_features(config, loaded)
+    vectors, widths = sources.inputs(config.sid.sources, text, loaded.split.train)
+    tokenizer.check_features(vectors, with_widths(cfg, widths))
     print(f"{corpus.name}: {len(corpus.items):,} items of {vectors.shape[1]} features")
-    return {"items": corpus.items, "texts": corpus.texts, "features": vectors}
+    return {
+        "items": corpus.items,
+        "texts": corpus.texts,
+        "features": vectors,
+        "source_widths": list(widths),
+    }
 
 
 def check_training(config: ConfigDict, is_trained: bool) -> None:
@@ -220,7 +238,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         ValueError: several seeds; see `check_training`.
     """
     settings.one_seed(config)
-    cfg = tokenizer_config(config)
+    cfg = with_widths(tokenizer_config(config), tuple(artifacts.get("source_widths", ())))
     learner = tokenizer.make(cfg)
     is_trained = learner.update is not None
     check_training(config, is_trained)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wiring of TIGER: SIDs as artifact, pairs drawn on the device, beams along the trie."""
+"""Wiring of TIGER: SIDs as artifact, pairs drawn on the device or all of them packed in rows, beams
+along the trie."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -24,14 +25,18 @@ from experiments.systems.rec.recommenders.generators import (
     Histories,
 )
 from rec import augment, training
+from rec.data import packing
+from rec.data.sequences import Sequences
 from rec.decode import beam, exact
 from rec.decode.beam import Beams
-from rec.models import tiger
+from rec.models import digits, packed, tiger
+from rec.models import generators as models
+from rec.models.packed import Packed
 from rec.models.tiger import Tiger
 from rec.sid.trie import Trie
 
 RULES = (
-    (r"batch/row", P("data")),
+    (r"batch/(row|items|targets|segments|ages|weights)", P("data")),
     (r"batch/.*", P()),
     (r"(.*/)?attn/[qkv]/kernel", P(None, None, "model")),
     (r"(.*/)?cross/[qkv]/kernel", P(None, None, "model")),
@@ -54,15 +59,13 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     evaluation = make_evaluation(config, artifacts)
     loaded = evaluation.loaded
     catalogue = evaluation.decoder.catalogue
-    model = Tiger(groups["model"], catalogue.sizes)
+    model = models.make(groups["model"], catalogue.sizes)
     tx = training.optimizer(groups["optim"])
     exponents = generators.choose_exponents(config, artifacts)
-    strategy = groups["augment"]
-
-    @functools.cache
-    def whole_batch() -> dict[str, np.ndarray]:
-        tables, _ = augment.strategy(loaded().split.train, strategy.pairs, exponents)
-        return wiring.make_pair_batch(tables, strategy.rows) | {"sids": catalogue.sids}
+    make_batch = PackedBatches if isinstance(model, Packed) else PairBatches
+    batches = functools.cache(
+        lambda: make_batch(groups, config.seed, loaded().split.train, catalogue.sids, exponents)
+    )
 
     action = recommend.make_recommend(
         artifacts,
@@ -76,8 +79,8 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     lists = wiring.make_lists(loaded, evaluation.answer)
     return Experiment(
         init=make_init(model, tx, catalogue.hash_words),
-        step=make_step(model, tx, exponents),
-        batch=lambda step, rows=None: wiring.take_rows(whole_batch(), rows),
+        step=make_step(model, tx, exponents, catalogue),
+        batch=lambda step, rows=None: batches()(step, rows),
         evaluate=evaluation.metrics,
         rules=RULES,
         selectable=(*wiring.SELECTABLE, "valid/loss"),
@@ -90,12 +93,12 @@ def make_evaluation(config: ConfigDict, artifacts: Mapping[str, Any]) -> Evaluat
     """Makes what computes metrics and answers of states of this config."""
     groups = settings.groups(config)
     catalogue = generators.load_catalogue(artifacts)
-    model = Tiger(groups["model"], catalogue.sizes)
+    model = models.make(groups["model"], catalogue.sizes)
     generator = make_generator(model, catalogue, groups["eval"])
     return Evaluation(config, artifacts, Decoder(generator, catalogue, groups["eval"]))
 
 
-def make_generator(model: Tiger, catalogue: Catalogue, eval_config: BeamEval) -> Generator:
+def make_generator(model: Tiger | Packed, catalogue: Catalogue, eval_config: BeamEval) -> Generator:
     """Makes what decoding asks of a model: beam search, and scores teacher forced."""
 
     def search(params: Any, histories: Histories, trie: Trie) -> Beams:
@@ -112,7 +115,8 @@ def make_generator(model: Tiger, catalogue: Catalogue, eval_config: BeamEval) ->
 
     def nats(params: Any, histories: Histories, targets: jax.Array) -> jax.Array:
         logits: Any = model.apply({"params": params}, *histories, targets)
-        log_probs = tiger.target_log_probs(logits, targets, model.sizes, model.cfg.softmax)
+        softmax = "full" if model.cfg.softmax == "full" else "digit"
+        log_probs = digits.target_log_probs(logits, targets, model.sizes, softmax)
         return -log_probs.sum(axis=1)
 
     def score_catalogue(
@@ -131,8 +135,62 @@ def make_generator(model: Tiger, catalogue: Catalogue, eval_config: BeamEval) ->
     return Generator(model.cfg.max_items, search, nats, score_catalogue)
 
 
+class PairBatches:
+    """(step, rows of this host) -> what the device draws pairs from, the same at every step."""
+
+    def __init__(
+        self,
+        groups: Mapping[str, Any],
+        seed: int,
+        train: Sequences,
+        sids: np.ndarray,
+        exponents: augment.Exponents,
+    ) -> None:
+        del seed
+        pairs = groups["augment"]
+        tables, _ = augment.strategy(train, pairs.pairs, exponents)
+        self._whole = wiring.make_pair_batch(tables, pairs.rows) | {"sids": sids}
+
+    def __call__(self, step: int, rows: tuple[int, int] | None) -> dict[str, np.ndarray]:
+        return wiring.take_rows(self._whole, rows)
+
+
+class PackedBatches:
+    """(step, rows of this host) -> the batch of that step: pass after pass over all pairs, each in
+    an order of its own that follows from seed and pass, so that a resumed run reads the same."""
+
+    def __init__(
+        self,
+        groups: Mapping[str, Any],
+        seed: int,
+        train: Sequences,
+        sids: np.ndarray,
+        exponents: augment.Exponents,
+    ) -> None:
+        pairs = groups["augment"]
+        length = groups["model"].max_items
+        weights = packing.strategy_weights(train, pairs.pairs, exponents)
+        self._sids = sids
+        self._per_pass = packing.count_batches(train, pairs.rows, length)
+        self._pack = functools.lru_cache(maxsize=2)(
+            lambda number: packing.pack_pass(
+                train,
+                np.random.default_rng([seed, number]),
+                rows=pairs.rows,
+                length=length,
+                weights=weights,
+            )
+        )
+
+    def __call__(self, step: int, rows: tuple[int, int] | None) -> dict[str, np.ndarray]:
+        number, index = divmod(step, self._per_pass)
+        first, stop = rows or (0, None)
+        leaves = self._pack(number)._asdict().items()
+        return {name: leaf[index, first:stop] for name, leaf in leaves} | {"sids": self._sids}
+
+
 def make_init(
-    model: Tiger, tx: optax.GradientTransformation, hash_words: np.ndarray
+    model: Tiger | Packed, tx: optax.GradientTransformation, hash_words: np.ndarray
 ) -> Callable[[jax.Array], dict[str, Any]]:
     """Makes key -> state; its sid_sha256 says which SIDs the parameters were trained with."""
 
@@ -154,19 +212,41 @@ def make_init(
     return init
 
 
-def make_step(
-    model: Tiger, tx: optax.GradientTransformation, exponents: augment.Exponents
-) -> Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[dict, dict]]:
-    """Makes (state, batch) -> (state, metrics); every row draws its pair with a key of its own."""
+def make_loss(
+    model: Tiger | Packed, exponents: augment.Exponents, catalogue: Catalogue
+) -> Callable[[Any, Mapping[str, Any], jax.Array], jax.Array]:
+    """Makes (params, batch, key) -> loss. Where pairs are drawn, every row has a key of its own."""
     cfg = model.cfg
+    drops = bool(cfg.dropout or cfg.digit_dropout)
+
+    def drawn_pairs_loss(params: Any, batch: Mapping[str, Any], key: jax.Array) -> jax.Array:
+        pairs = generators.draw_pairs(key, batch, exponents, cfg.max_items)
+        # Rows have the keys 0 to rows - 1, so dropout takes the next one.
+        dropout_key = jax.random.fold_in(key, len(batch["row"])) if drops else None
+        return tiger.loss(model, params, pairs, dropout_key)
+
+    def packed_loss(params: Any, batch: Mapping[str, Any], key: jax.Array) -> jax.Array:
+        sids = batch["sids"]
+        rows = {**batch, "sids": sids[batch["items"]], "targets": sids[batch["targets"]]}
+        dropout_key = key if drops else None
+        return packed.loss(model, params, rows, dropout_key, catalogue.trie, catalogue.shape)
+
+    return packed_loss if isinstance(model, Packed) else drawn_pairs_loss
+
+
+def make_step(
+    model: Tiger | Packed,
+    tx: optax.GradientTransformation,
+    exponents: augment.Exponents,
+    catalogue: Catalogue,
+) -> Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[dict, dict]]:
+    """Makes (state, batch) -> (state, metrics)."""
+    loss = make_loss(model, exponents, catalogue)
 
     def step(state: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[dict, dict]:
         key = jax.random.fold_in(state["key"], state["step"])
-        pairs = generators.draw_pairs(key, batch, exponents, cfg.max_items)
-        # Rows have the keys 0 to rows - 1, so dropout takes the next one.
-        dropout_key = jax.random.fold_in(key, len(batch["row"])) if cfg.dropout else None
         params, opt_state, metrics = training.update(
-            lambda params: tiger.loss(model, params, pairs, dropout_key),
+            lambda params: loss(params, batch, key),
             state["params"],
             state["opt_state"],
             tx,

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Log-probabilities of the digits of semantic IDs, which all generators share."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def level_offsets(sizes: Sequence[int]) -> np.ndarray:
+    """First row of every level in a table of all codes, and its end: int [L + 1]."""
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+
+
+def digit_log_probs(logits: jax.Array, sizes: Sequence[int], softmax: str) -> jax.Array:
+    """Log-probabilities of every code at the digit it belongs to.
+
+    Args:
+        logits: float32 [..., L, V], V = sum(sizes), of digits 0 to L - 1.
+        softmax: "digit" normalises over the codes of the level, "full" over all V.
+
+    Returns: [..., L, V], -inf where a code belongs to another level.
+    """
+    offsets = level_offsets(sizes)
+    rows = np.arange(offsets[-1])
+    is_of_level = (rows >= offsets[:-1, None]) & (rows < offsets[1:, None])  # [L, V]
+    is_of_level = jnp.asarray(is_of_level).reshape((1,) * (logits.ndim - 2) + is_of_level.shape)
+    if softmax == "digit":
+        return jax.nn.log_softmax(jnp.where(is_of_level, logits, -jnp.inf), axis=-1)
+    return jnp.where(is_of_level, jax.nn.log_softmax(logits, axis=-1), -jnp.inf)
+
+
+def target_log_probs(
+    logits: jax.Array, target: jax.Array, sizes: Sequence[int], softmax: str
+) -> jax.Array:
+    """Log-probability of each digit of the target: [R, L] of logits [R, L, V] and int32 [R, L]."""
+    log_probs = digit_log_probs(logits, sizes, softmax)
+    rows = target + jnp.asarray(level_offsets(sizes)[:-1])[None]
+    return jnp.take_along_axis(log_probs, rows[..., None], axis=-1)[..., 0]
+
+
+def smoothed_nats(
+    logits: jax.Array, target: jax.Array, sizes: Sequence[int], softmax: str, smoothing: float
+) -> jax.Array:
+    """Negative log-probabilities of the digits of the target, float32 [R, L] in nats; with a share
+    `smoothing` of each digit spread evenly over the codes of its level.
+
+    Args:
+        logits: float32 [R, L, sum(sizes)]; target: int32 [R, L].
+    """
+    nats = -target_log_probs(logits, target, sizes, softmax)
+    if not smoothing:
+        return nats
+    log_probs = digit_log_probs(logits, sizes, softmax)
+    total = jnp.where(log_probs > -jnp.inf, log_probs, 0.0).sum(axis=-1)
+    even = -total / jnp.asarray(sizes, total.dtype)[None]
+    return (1 - smoothing) * nats + smoothing * even
