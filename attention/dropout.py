@@ -74,9 +74,9 @@ class Dropout(nn.Module):
     deterministic: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, shape: tuple[int, ...] | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         if not 0 <= self.rate < 1:
             raise ValueError(f"rate={self.rate}: must be in [0, 1)")
         if self.deterministic or self.rate == 0:
             return x
-        return drop(self.make_rng("dropout"), x, self.rate, shape)
+        return drop(self.make_rng("dropout"), x, self.rate)

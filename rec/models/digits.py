@@ -3,14 +3,27 @@
 
 from collections.abc import Sequence
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from attention import dropout
 
 
 def level_offsets(sizes: Sequence[int]) -> np.ndarray:
     """First row of every level in a table of all codes, and its end: int [L + 1]."""
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+
+
+def drop_digits(
+    module: nn.Module, vectors: jax.Array, rate: int | float, deterministic: bool
+) -> jax.Array:
+    """Code vectors [..., L, D] with whole digits dropped, by the rng stream "dropout" of a module
+    that is being called."""
+    if deterministic or not rate:
+        return vectors
+    return dropout.drop(module.make_rng("dropout"), vectors, rate, (*vectors.shape[:-1], 1))
 
 
 def digit_log_probs(logits: jax.Array, sizes: Sequence[int], softmax: str) -> jax.Array:

@@ -21,9 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from attention import layers, transformer
-from attention.dropout import Dropout
 from rec.models.config import TigerConfig
-from rec.models.digits import level_offsets
+from rec.models.digits import drop_digits, level_offsets
 from rec.sid import trie as tries
 from rec.sid.trie import Trie, TrieShape
 
@@ -100,8 +99,7 @@ class Packed(nn.Module):
         scale = cfg.width**0.5
         offsets = jnp.asarray(level_offsets(self.sizes)[:-1])[None, None]
         vectors = self.read_codes[sids + offsets].astype(cfg.dtype) * scale  # [B, T, L, D]
-        whole_digits = (*sids.shape, 1)
-        vectors = Dropout(cfg.digit_dropout, deterministic)(vectors, whole_digits)
+        vectors = drop_digits(self, vectors, cfg.digit_dropout, deterministic)
         joined = self.merge(vectors.reshape(*sids.shape[:2], -1)) * scale
         x = vectors.sum(axis=2) + joined + self.ages[ages].astype(cfg.dtype)
         return self.encoder(x, segments, deterministic=deterministic)

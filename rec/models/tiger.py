@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from attention import layers, transformer
-from attention.dropout import Dropout
 from attention.transformer import DecoderCache
 from rec.models.config import TigerConfig
-from rec.models.digits import level_offsets, smoothed_nats
+from rec.models.digits import drop_digits, level_offsets, smoothed_nats
 
 
 class Tiger(nn.Module):
@@ -95,7 +94,7 @@ class Tiger(nn.Module):
         """(embedded tokens [B, M, D], segment ids int32 [B, M], 0 = padding)."""
         B, T, L = history.shape
         x = self._embed(history, jnp.arange(L))  # [B, T, L, D]
-        x = Dropout(self.cfg.digit_dropout, deterministic)(x, (B, T, L, 1))
+        x = drop_digits(self, x, self.cfg.digit_dropout, deterministic)
         if self.cfg.separators:
             ends = jnp.broadcast_to(self.separator, (B, T, 1, self.cfg.width))
             x = jnp.concatenate([x, ends.astype(x.dtype)], axis=2)

@@ -110,7 +110,8 @@ def test_a_history_is_read_as_a_segment_of_its_own() -> None:
     model, params = made()
     sids = rows(1)
     mask = np.arange(10)[None] < np.array([[10], [4]])
-    read = model.apply({"params": params}, sids, mask, np.zeros(2, np.int32), method="read")
+    inputs = (jnp.asarray(sids), jnp.asarray(mask), jnp.zeros(2, jnp.int32))
+    read = model.apply({"params": params}, *inputs, method="read")
     memory: Any = read[0]
     wanted = states(sids, np.ones((2, 10), np.int32), np.tile(np.arange(10)[::-1], (2, 1)))[0, 9]
     np.testing.assert_allclose(memory[0, 0], wanted, atol=1e-5)
@@ -187,9 +188,9 @@ def test_loss_is_that_of_numpy(softmax: str, smoothing: float) -> None:
         "sids": rows(6), "segments": SEGMENTS, "ages": AGES, "targets": targets, "weights": weights
     }  # fmt: skip
     variables: Any = {"params": params}
-    read = states(batch["sids"]).reshape(20, -1)
+    read = jnp.asarray(states(batch["sids"]).reshape(20, -1))
     flat = targets.reshape(20, 3)
-    logits: Any = model.apply(variables, read, flat, method="digit_logits")
+    logits: Any = model.apply(variables, read, jnp.asarray(flat), method="digit_logits")
     expected = np.zeros(20)
     for level, position in itertools.product(range(3), range(20)):
         z = np.asarray(logits[level][position], np.float64)
@@ -204,14 +205,14 @@ def test_loss_is_that_of_numpy(softmax: str, smoothing: float) -> None:
         q[flat[position, level]] += 1 - smoothing
         expected[position] -= (q[allowed] * log_p[allowed]).sum()
     expected = (expected * weights.reshape(20)).sum() / weights.sum()
-    loss = jax.jit(lambda params: packed.loss(model, params, batch, None, trie, shape))
-    assert float(loss(params)) == pytest.approx(expected, rel=1e-5)
+    loss = jax.jit(lambda params, batch: packed.loss(model, params, batch, None, trie, shape))
+    assert float(loss(params, batch)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_dropout_drops_whole_digits_of_items() -> None:
     """With everything else silent a state is the sum of the vectors of the digits that are left."""
     model, params = made(digit_dropout=0.5)
-    batch = (rows(7), SEGMENTS, AGES)
+    batch = tuple(map(jnp.asarray, (rows(7), SEGMENTS, AGES)))
 
     def mean_state(key: jax.Array) -> jax.Array:
         rngs = {"dropout": key}

@@ -38,16 +38,16 @@ def pairs_of(train: seq.Sequences) -> list[tuple[int, int, int]]:
 def test_every_pair_once_and_the_front_again_at_the_end() -> None:
     train = corpus()
     wanted = pairs_of(train)
-    packed = packing.pack_pass(train, np.random.default_rng(1), rows=2, length=4)
-    assert packed.items.shape == (packing.count_batches(train, 2, 4), 2, 4)
+    packed = packing.pack_pass(train, np.random.default_rng(1), rows=2, length=5)
+    assert packed.items.shape == (packing.count_batches(train, 2, 5), 2, 5)
     flat = [x.reshape(-1).tolist() for x in packed[:4]]
-    ages = [min(age, 3) for _, _, age in wanted]
+    ages = [min(age, 4) for _, _, age in wanted]
     count = len(wanted)
     found = collections.Counter(zip(flat[0][:count], flat[1][:count], flat[3][:count], strict=True))
     expected = [(item, target, age) for (item, target, _), age in zip(wanted, ages, strict=True)]
     assert found == collections.Counter(expected)
     extra = packed.items.size - count
-    assert 0 < extra < 8 and flat[0][count:] == flat[0][:extra]
+    assert 0 < extra < 10 and flat[0][count:] == flat[0][:extra]
 
 
 def test_a_segment_is_one_user_in_order() -> None:
