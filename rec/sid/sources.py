@@ -9,6 +9,7 @@ choice].
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -41,7 +42,8 @@ def cooccurrence(train: Sequences, rank: int = RANK) -> np.ndarray:
     N = train.num_items
     kept = min(rank, N)
     if N > DENSE:
-        left, values, _ = svds(matrix, k=kept, v0=np.ones(N))
+        parts: Any = svds(matrix, k=kept, v0=np.ones(N))
+        left, values, _ = parts
         order = np.argsort(-values)
         left, values = left[:, order], values[order]
     else:

@@ -14,11 +14,15 @@ import pytest
 from experiments.runner import checkpoint, reopen
 from experiments.systems.rec import tiger
 from rec import metrics
-from tests.learning import leave, mean, place, train_all
+from tests.learning import SEEDS, leave, mean, place, train_all
 
 pytestmark = pytest.mark.slow
 FROZEN = 0.85  # of what three seeds gave when this was calibrated
-CALIBRATED = {"tiger": 0.1669, "sasrec": 0.3307}  # test/recall@10, mean of three seeds
+CALIBRATED = {"sasrec": 0.3307}  # test/recall@10, mean of three seeds
+# tiger:base must reach, mean of three seeds. Measured .313 (with co-occurrence) and .28 (text).
+GATES = {"tiger": 0.269, "text": 0.241}
+SHUFFLED = "--config.sid.shuffle=True"
+TEXT = "--config.sid.sources=text"
 
 
 def hits(workdir: Path) -> np.ndarray:
@@ -31,23 +35,54 @@ def hits(workdir: Path) -> np.ndarray:
     return metrics.recall(ranking.ranks, 10)
 
 
+def mean_hits(tmp_path: Path, name: str) -> np.ndarray:
+    """float [Q], the share of seeds that hit each user's target."""
+    return np.mean([hits(place(tmp_path, "tiger", name, seed)) for seed in SEEDS], axis=0)
+
+
 @pytest.mark.data
 def test_tiger_on_beauty(tmp_path: Path) -> None:
-    """Outside the paired bootstrap over users: above popularity, content, and the same model and
-    seed on shuffled SIDs. Successor counts stand beside it."""
-    control = {"shuffled SIDs": ("--config.sid.shuffle=True",)}
-    runs = train_all(tmp_path, "tiger", {"tiger": ()})
-    runs |= train_all(tmp_path, "tiger", control, seeds=(0,))
-    leave("rec_tiger_beauty", "recall@10 above popularity, content, shuffled SIDs", runs)
-    for real in runs["tiger"]:
-        for name in ("popularity", "content"):
-            assert real["metrics"][f"test/recall@10/minus_{name}/low"] > 0, name
-    pair = [hits(place(tmp_path, "tiger", name, 0)) for name in ("tiger", "shuffled SIDs")]
-    interval = metrics.paired_bootstrap(pair[0], pair[1])
-    print(f"tiger - shuffled SIDs, seed 0, recall@10: {interval}")
-    assert interval.low > 0
-    assert mean(runs["tiger"], "test/recall@10") >= FROZEN * CALIBRATED["tiger"]
-    print({n: mean(runs["tiger"], f"{n}/test/recall@10") for n in ("successor", "cooccurrence")})
+    """The mean of three seeds, outside the paired bootstrap over users: above popularity, content,
+    successor counts, and the same model on the same SIDs shuffled. With SIDs of text alone it is
+    above counts too; whether above shuffled ones is printed."""
+    conditions = {
+        "tiger": (),
+        "shuffled SIDs": (SHUFFLED,),
+        "text": (TEXT,),
+        "text, shuffled": (TEXT, SHUFFLED),
+    }
+    runs = train_all(tmp_path, "tiger", conditions)
+    criterion = (
+        f"recall@10 >= {GATES['tiger']} (text {GATES['text']}); the mean of three seeds above "
+        "popularity, content, successor counts and shuffled SIDs (text: counts)"
+    )
+    leave("rec_tiger_beauty", criterion, runs)
+    found = {name: mean_hits(tmp_path, name) for name in conditions}
+    workdir = place(tmp_path, "tiger", "tiger", 0)
+    baselines = reopen.open_run(workdir)[0].artifacts["ranks"]
+    rivals = {
+        "tiger": ("popularity", "content", "successor", "shuffled SIDs"),
+        "text": ("successor", "text, shuffled"),
+    }
+    for name, others in rivals.items():
+        for other in others:
+            theirs = found.get(other)
+            if theirs is None:
+                theirs = metrics.recall(np.asarray(baselines[other]), 10)
+            interval = metrics.paired_bootstrap(found[name], theirs)
+            difference = (found[name] - theirs).mean()
+            print(f"{name} - {other}, recall@10: {difference:+.4f} {interval}")
+            assert interval.low > 0 or other == "text, shuffled", (name, other)
+        assert mean(runs[name], "test/recall@10") >= GATES[name], name
+
+
+@pytest.mark.data
+def test_tiger_on_sports(tmp_path: Path) -> None:
+    """Another category with the config untouched: above the best counting there, item_knn."""
+    runs = train_all(tmp_path, "tiger", {"sports": ("--config.data.name=sports",)}, seeds=(0,))
+    leave("rec_tiger_sports", "recall@10 above item_knn", runs)
+    found = mean(runs["sports"], "test/recall@10")
+    assert found > mean(runs["sports"], "item_knn/test/recall@10")
 
 
 @pytest.mark.data

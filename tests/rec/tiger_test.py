@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.benches import rec
-from rec.models import tiger
+from rec.models import digits, tiger
 from rec.models.config import TigerConfig
 from rec.models.tiger import Tiger
 from tests import jitter
@@ -144,7 +144,7 @@ def test_log_probs_by_digit_and_over_everything() -> None:
     target = np.array([[1, 2, 3], [5, 4, 0]], np.int32)
     offsets = (0, 6, 11, 15)
     for softmax in ("digit", "full"):
-        found = tiger.target_log_probs(jnp.asarray(logits), jnp.asarray(target), SIZES, softmax)
+        found = digits.target_log_probs(jnp.asarray(logits), jnp.asarray(target), SIZES, softmax)
         for row in range(2):
             for digit in range(3):
                 start, stop = offsets[digit], offsets[digit + 1]

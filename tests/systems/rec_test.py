@@ -90,9 +90,9 @@ def test_recommending_needs_nothing_but_the_artifacts(
         assert row["title"] == texts[items.index(row["item"])] and row["user"] == "1"
 
     long = rows_of(recommend(state, Query(" ".join(items[10:30]))))
-    assert "the newest 5 items are read" in capsys.readouterr().err
-    newest = rows_of(recommend(state, Query(" ".join(items[25:30]))))
-    unseen = [row["item"] for row in newest if row["item"] not in items[10:25]]
+    assert "the newest 16 items are read" in capsys.readouterr().err
+    newest = rows_of(recommend(state, Query(" ".join(items[14:30]))))
+    unseen = [row["item"] for row in newest if row["item"] not in items[10:14]]
     assert [row["item"] for row in long][: len(unseen)] == unseen
     both = rows_of(recommend(state, Query(f"{items[3]} {items[5]}\n\n{items[7]}\n")))
     first = [row for row in both if row["user"] == "1"]

@@ -31,6 +31,7 @@ from rec.decode import beam, exact
 from rec.decode.beam import Beams
 from rec.models import digits, packed, tiger
 from rec.models import generators as models
+from rec.models.config import TigerConfig
 from rec.models.packed import Packed
 from rec.models.tiger import Tiger
 from rec.sid.trie import Trie
@@ -215,23 +216,44 @@ def make_init(
 def make_loss(
     model: Tiger | Packed, exponents: augment.Exponents, catalogue: Catalogue
 ) -> Callable[[Any, Mapping[str, Any], jax.Array], jax.Array]:
-    """Makes (params, batch, key) -> loss. Where pairs are drawn, every row has a key of its own."""
-    cfg = model.cfg
-    drops = bool(cfg.dropout or cfg.digit_dropout)
+    """Makes (params, batch, key) -> loss."""
+    if isinstance(model, Packed):
+        return make_packed_loss(model, catalogue)
+    return make_pairs_loss(model, exponents)
 
-    def drawn_pairs_loss(params: Any, batch: Mapping[str, Any], key: jax.Array) -> jax.Array:
+
+def drops(cfg: TigerConfig) -> bool:
+    """Tells whether training needs a key for dropout."""
+    return bool(cfg.dropout or cfg.digit_dropout)
+
+
+def make_pairs_loss(
+    model: Tiger, exponents: augment.Exponents
+) -> Callable[[Any, Mapping[str, Any], jax.Array], jax.Array]:
+    """Makes the loss of pairs that are drawn, every row with a key of its own."""
+    cfg = model.cfg
+
+    def loss(params: Any, batch: Mapping[str, Any], key: jax.Array) -> jax.Array:
         pairs = generators.draw_pairs(key, batch, exponents, cfg.max_items)
         # Rows have the keys 0 to rows - 1, so dropout takes the next one.
-        dropout_key = jax.random.fold_in(key, len(batch["row"])) if drops else None
+        dropout_key = jax.random.fold_in(key, len(batch["row"])) if drops(cfg) else None
         return tiger.loss(model, params, pairs, dropout_key)
 
-    def packed_loss(params: Any, batch: Mapping[str, Any], key: jax.Array) -> jax.Array:
+    return loss
+
+
+def make_packed_loss(
+    model: Packed, catalogue: Catalogue
+) -> Callable[[Any, Mapping[str, Any], jax.Array], jax.Array]:
+    """Makes the loss of packed rows."""
+
+    def loss(params: Any, batch: Mapping[str, Any], key: jax.Array) -> jax.Array:
         sids = batch["sids"]
         rows = {**batch, "sids": sids[batch["items"]], "targets": sids[batch["targets"]]}
-        dropout_key = key if drops else None
+        dropout_key = key if drops(model.cfg) else None
         return packed.loss(model, params, rows, dropout_key, catalogue.trie, catalogue.shape)
 
-    return packed_loss if isinstance(model, Packed) else drawn_pairs_loss
+    return loss
 
 
 def make_step(
