@@ -22,8 +22,9 @@ from experiments.systems.rec import sid
 from experiments.systems.rec.recommenders import wiring
 from experiments.systems.rec.recommenders.wiring import Answer, Loaded, Ranking
 from rec import augment, genpas, metrics
+from rec.baselines import likelihood
 from rec.data import sequences as seq
-from rec.data.sequences import Queries, Sequences
+from rec.data.sequences import Queries, Sequences, Split
 from rec.decode import items as policies
 from rec.decode.beam import Beams
 from rec.sid import table
@@ -235,6 +236,7 @@ class Evaluation:
         self.loaded: Callable[[], Loaded] = wiring.load_lazily(config, artifacts)
         self._config = config
         self._artifacts = artifacts
+        self._weight: float | None = None  # of successors, fitted when it is first needed
         self._eval: BeamEval = settings.groups(config)["eval"]
 
     def metrics(self, state: Mapping[str, Any], split: str) -> dict[str, Any]:
@@ -246,6 +248,12 @@ class Evaluation:
         queries = ranking.queries
         out = wiring.evaluate_ranking(split, ranking, self._artifacts, parts, self._eval.draws)
         out[f"{split}/loss"] = self.decoder.mean_nats(params, queries)
+        out |= self._guessed_nats(parts, queries)
+        if split == "test" and out["test/loss"] > out["uniform/loss"]:
+            print(
+                f"warning: test/loss {out['test/loss']:.2f} is above uniform/loss "
+                f"{out['uniform/loss']:.2f}: guessing any item is likelier to be right"
+            )
         out |= summarize_decoded(split, queries, decoded)
         if split == "test" and self._eval.exact:
             scores = self.decoder.score_catalogue(params, queries)
@@ -253,6 +261,15 @@ class Evaluation:
             out |= metrics.summarize(ranks, wiring.KS, "test/", "/exact")
             out |= wiring.summarize_sampled(scores, queries)
         return out
+
+    def _guessed_nats(self, parts: Split, queries: Queries) -> dict[str, float]:
+        """Computes what the loss is read beside: nats of a uniform guess and of successors."""
+        if self._weight is None:
+            self._weight = likelihood.fit_weight(parts.train, parts.valid)
+        return {
+            "uniform/loss": likelihood.uniform(parts.train.num_items),
+            "successor/loss": likelihood.successor(parts.train, queries, self._weight),
+        }
 
     def rank(self, state: Mapping[str, Any], split: str) -> tuple[Ranking, np.ndarray]:
         """Ranks items for the queries of a side: (ranking, items int32 [Q, K] as decoded)."""
