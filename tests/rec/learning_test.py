@@ -19,7 +19,7 @@ from tests.learning import SEEDS, leave, mean, place, train_all
 pytestmark = pytest.mark.slow
 FROZEN = 0.85  # of what three seeds gave when this was calibrated
 CALIBRATED = {"sasrec": 0.3307}  # test/recall@10, mean of three seeds
-# tiger:base must reach, mean of three seeds. Measured .313 (with co-occurrence) and .28 (text).
+# tiger:base must reach, mean of three seeds. Measured .309 to .315; text alone .262 to .287.
 GATES = {"tiger": 0.269, "text": 0.241}
 SHUFFLED = "--config.sid.shuffle=True"
 TEXT = "--config.sid.sources=text"
@@ -44,7 +44,7 @@ def mean_hits(tmp_path: Path, name: str) -> np.ndarray:
 def test_tiger_on_beauty(tmp_path: Path) -> None:
     """The mean of three seeds, outside the paired bootstrap over users: above popularity, content,
     successor counts, and the same model on the same SIDs shuffled. With SIDs of text alone it is
-    above counts too; whether above shuffled ones is printed."""
+    above counts too; whether above shuffled ones is printed (measured +.028 [.016, .038])."""
     conditions = {
         "tiger": (),
         "shuffled SIDs": (SHUFFLED,),

@@ -10,6 +10,8 @@ item, without training, reaches .0513 / .0668 / .0389 / .0439 there: every run p
         TF-IDF features beside vectors of co-occurrence in training (--config.sid.sources=text is
         without them); layout "packed" (rec/models/packed.py): a causal token per item, all training
         pairs in rows without padding, 60 passes; beams of 20. A minute and a half on 2 CPU cores.
+        Measured over three seeds: recall@10 .312 (text alone .273), the same SIDs shuffled .248
+        (.246), successor counts .230, co-occurrence .253, SASRec .331.
         python experiments/run.py --config=tiger
         The layout and its recipe are [our choice], selected on validation; the paper's own
         encoder-decoder is layout "encoder_decoder" of :h200 and :paper.
@@ -107,8 +109,8 @@ ABOUT = About(
     cost={"base": "1 to 2 min on 2 CPU cores", "tiny": "20 s on 2 CPU cores"},
     data=rec_baselines.BEAUTY,
     use="Generative retrieval: recommending from a catalogue through codes of its texts.",
-    failures="At :base it is below SASRec, which has a vector per item; with IDs of text alone it "
-    "is not shown to be above shuffled ones; items with the same ID share their rank.",
+    failures="At :base it is below SASRec, which has a vector per item; most of what it is above "
+    "counting it keeps with meaningless IDs; items with the same ID share their rank.",
     actions={"recommend": 'the next items after a history: --query="ITEM ITEM"'},
 )
 HEADLINE = rec_baselines.ranking_headline()
