@@ -135,11 +135,10 @@ ROWS = (
         ),
         (
             Shown(
-                "against content alone",
+                "SIDs of text alone",
                 "rec_tiger_beauty.json",
-                "tiger",
+                "text",
                 "test/recall@10",
-                ("content/test/recall@10",),
             ),
         ),
     ),
