@@ -184,7 +184,7 @@ def get_config(arg: str = "base") -> ConfigDict:
 def _shrink(config: ConfigDict) -> None:
     """Sets sizes that a test can afford."""
     config.sid = sid.sid_group(sid.TINY_SID)
-    config.augment.rows = 4
+    config.augment.rows = 8
     config.model.update(
         {"width": 16, "head_dim": 8, "mlp_width": 32, "fusion_width": 24, "max_items": 16}
     )

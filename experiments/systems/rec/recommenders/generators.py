@@ -248,11 +248,13 @@ class Evaluation:
         queries = ranking.queries
         out = wiring.evaluate_ranking(split, ranking, self._artifacts, parts, self._eval.draws)
         out[f"{split}/loss"] = self.decoder.mean_nats(params, queries)
-        out |= self._guessed_nats(parts, queries)
-        if split == "test" and out["test/loss"] > out["uniform/loss"]:
+        guessed = self._guessed_nats(parts, queries)
+        if split != "test":  # a test is of what was learned: runs kept from before have no more
+            out |= guessed
+        elif out["test/loss"] > guessed["uniform/loss"]:
             print(
-                f"warning: test/loss {out['test/loss']:.2f} is above uniform/loss "
-                f"{out['uniform/loss']:.2f}: guessing any item is likelier to be right"
+                f"warning: test/loss {out['test/loss']:.2f} is above the "
+                f"{guessed['uniform/loss']:.2f} nats of a uniform guess"
             )
         out |= summarize_decoded(split, queries, decoded)
         if split == "test" and self._eval.exact:
