@@ -58,9 +58,9 @@ def drop(
         rate: static, in [0, 1).
         shape: of the mask, broadcast against x; None is the shape of x.
     """
-    kept = keep_mask(key, rate, x.shape if shape is None else shape)
+    is_kept = keep_mask(key, rate, x.shape if shape is None else shape)
     scale = LEVELS / (LEVELS - _dropped_levels(rate))
-    return jnp.where(kept, x * jnp.asarray(scale, x.dtype), jnp.zeros((), x.dtype))
+    return jnp.where(is_kept, x * jnp.asarray(scale, x.dtype), jnp.zeros((), x.dtype))
 
 
 class Dropout(nn.Module):

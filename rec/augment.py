@@ -201,28 +201,30 @@ def law(lengths: np.ndarray, exponents: Exponents) -> dict[tuple[int, int, int],
     """{(user, start, target): probability} in closed form, float64; for few and short sequences."""
     alpha, beta, gamma = exponents
     users = [u for u, n in enumerate(lengths) if n >= 2]
-    by_user = shares(np.array([lengths[u] - 1 for u in users]), alpha)
+    by_user = _shares(np.array([lengths[u] - 1 for u in users]), alpha)
     out: dict[tuple[int, int, int], float] = {}
     for share, u in zip(by_user, users, strict=True):
-        late = shares(np.arange(1, lengths[u]), beta)
+        late = _shares(np.arange(1, lengths[u]), beta)
         for k, p_target in enumerate(late, 1):
-            for j, p_start in enumerate(shares(np.arange(1, k + 1), gamma)):
+            for j, p_start in enumerate(_shares(np.arange(1, k + 1), gamma)):
                 if p_start > 0:
                     out[u, j, k] = float(share * p_target * p_start)
     return out
 
 
-def shares(base: np.ndarray, power: int | float) -> np.ndarray:
-    """base ** power, positive, divided by its sum: float64, without overflow at large powers."""
+def _shares(base: np.ndarray, power: int | float) -> np.ndarray:
     logs = power * np.log(base.astype(np.float64))
     weights = np.exp(logs - logs.max())
     return weights / weights.sum()
 
 
-def target_shares(train: Sequences, alpha: int | float, beta: int | float) -> np.ndarray:
-    """p(target item), float64 [N], of the law with these exponents; gamma does not matter."""
+def place_shares(
+    train: Sequences, alpha: int | float, beta: int | float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places int64 [P] in train.items that are targets, and how often the law with these exponents
+    draws each, float64 [P]; gamma does not matter."""
     fit = np.flatnonzero(train.lengths >= 2)
-    by_user = shares(train.lengths[fit] - 1, alpha)
+    by_user = _shares(train.lengths[fit] - 1, alpha)
     counts = train.lengths[fit] - 1
     ends = np.cumsum(counts)
     position = np.arange(ends[-1]) - np.repeat(ends - counts, counts) + 1  # k - 1
@@ -230,8 +232,13 @@ def target_shares(train: Sequences, alpha: int | float, beta: int | float) -> np
     logs = beta * (np.log(position) - np.log(longest))  # the largest weight of a user is 1
     weights = np.exp(logs)
     weights *= np.repeat(by_user / np.add.reduceat(weights, ends - counts), counts)
-    at = np.repeat(train.offsets[fit], counts) + position
-    return np.bincount(train.items[at], weights, train.num_items)
+    return np.repeat(train.offsets[fit], counts) + position, weights
+
+
+def target_shares(train: Sequences, alpha: int | float, beta: int | float) -> np.ndarray:
+    """p(target item), float64 [N], of the law with these exponents; gamma does not matter."""
+    places, weights = place_shares(train, alpha, beta)
+    return np.bincount(train.items[places], weights, train.num_items)
 
 
 def window_shares(train: Sequences) -> np.ndarray:

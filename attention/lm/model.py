@@ -209,7 +209,9 @@ def forward(
         cfg=cfg,
         positions=jnp.asarray(positions),
         segments=segments,
-        valid=None if cache is None else _write(cache.valid, segments, cache.length, 1),
+        valid=None
+        if cache is None
+        else jax.lax.dynamic_update_slice_in_dim(cache.valid, segments, cache.length, axis=1),
         start=None if cache is None else cache.length,
         taps=frozenset(taps),
         rewire=rewire,
@@ -383,10 +385,6 @@ def _norm(cfg: LMConfig, params: Mapping[str, jax.Array], x: jax.Array) -> jax.A
     if cfg.norm == "layer":
         return layers.layer_norm(x, params["scale"], params["bias"], cfg.norm_eps)
     return layers.rms_norm(x, params["scale"], cfg.norm_eps)
-
-
-def _write(into: jax.Array, new: jax.Array, start: jax.Array, axis: int) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(into, new.astype(into.dtype), start, axis)
 
 
 def _write_layer(

@@ -106,7 +106,6 @@ class Session:
         with self.timer.of("eval"):
             memory.release_scratch()
             metrics = to_host(self.asm.experiment.evaluate(state, split))
-            memory.release_scratch()
             memory.keep_scratch()
         self.log(step, split, metrics)
 
@@ -240,7 +239,6 @@ def run_steps(
                 state, metrics = step_fn(state, batch)
             if compiles:
                 jax.block_until_ready(metrics)
-                memory.release_scratch()
                 memory.keep_scratch()
             non_finite = train_metrics.settle()  # of the step before, while this one runs
         if compiles:

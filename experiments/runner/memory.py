@@ -40,8 +40,8 @@ def use_one_heap() -> bool:
 
 
 def keep_scratch() -> None:
-    """From here on what is freed stays with the process, where it uses one heap: for steps that
-    take the same blocks again and again."""
+    """Gives back what is free, and keeps what is freed from here on, where the process uses one
+    heap: for steps that take the same blocks again and again."""
     _set(KEEP)
 
 
@@ -49,14 +49,15 @@ def release_scratch() -> None:
     """Gives back what is free, and goes on as glibc does, where the process uses one heap: between
     phases that take blocks of other sizes, or the peak would be their sum and more."""
     _set(RELEASE)
-    if _in_force["keeps_scratch"]:
-        _glibc().malloc_trim(0)
 
 
 def _set(settings: dict[int, int]) -> None:
+    """Gives back what is free, and sets options of mallopt."""
     if _in_force["keeps_scratch"]:
+        library = _glibc()
         for option, value in settings.items():
-            _glibc().mallopt(option, value)
+            library.mallopt(option, value)
+        library.malloc_trim(0)
 
 
 def settings_in_force() -> dict[str, bool]:

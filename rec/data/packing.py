@@ -34,10 +34,6 @@ class Pass(NamedTuple):
     ages: np.ndarray
     weights: np.ndarray
 
-    @property
-    def num_batches(self) -> int:
-        return len(self.items)
-
 
 def count_batches(train: Sequences, rows: int, length: int) -> int:
     """Batches of a pass.
@@ -72,24 +68,21 @@ def pack_pass(
     """
     shape = (count_batches(train, rows, length), rows, length)
     users = rng.permutation(np.flatnonzero(train.lengths >= 2))
-    own = seq.select(train, users)
+    # Places in train.items stand for the items: what belongs to an item is then found by its place.
+    places = np.arange(len(train.items), dtype=np.int32)
+    own = seq.select(train._replace(items=places), users)
     first = np.zeros_like(own.lengths)
     history = seq.take(own, first, own.lengths - 1)
-    targets = seq.take(own, first + 1, own.lengths)
+    targets = seq.take(own, first + 1, own.lengths).items
     user = np.repeat(np.arange(own.num_users), history.lengths)
     pairs = len(user)
     ages = np.minimum(history.offsets[1:][user] - 1 - np.arange(pairs), length - 1)
-    if weights is None:
-        by_target = np.ones(pairs)
-    else:  # of a row of items, then cut like the targets
-        at = np.repeat(train.offsets[users] - own.offsets[:-1], own.lengths)
-        of_own = weights[at + np.arange(len(own.items))]
-        by_target = np.delete(of_own, own.offsets[:-1])
+    by_target = np.ones(pairs) if weights is None else weights[targets]
     # A stream that is shorter than a batch comes again, as other users.
     again = np.arange(np.prod(shape)) // pairs * own.num_users
     return Pass(
-        items=np.resize(history.items, shape),
-        targets=np.resize(targets.items, shape),
+        items=np.resize(train.items[history.items], shape),
+        targets=np.resize(train.items[targets], shape),
         segments=(np.resize(user + 1, shape) + again.reshape(shape)).astype(np.int32),
         ages=np.resize(ages, shape).astype(np.int32),
         weights=np.resize(by_target, shape).astype(np.float32),
@@ -100,24 +93,10 @@ def law_weights(train: Sequences, exponents: augment.Exponents) -> np.ndarray:
     """float64 [E] weights of training items as targets, so that a pass has the law of GenPAS: the
     share p(u) p(k | u) of a pair times the number of pairs (see `rec.augment`; gamma, which chooses
     where a history begins, has no place in a stream). 0 for the first item of a user.
-
-    Prefixes, (1, 0, .), have weight 1 everywhere, exactly.
     """
-    counts = np.maximum(train.lengths - 1, 0)
-    fit = np.flatnonzero(counts)
-    by_user = augment.shares(counts[fit].astype(np.float64), exponents.alpha) * counts.sum()
+    places, shares = augment.place_shares(train, exponents.alpha, exponents.beta)
     out = np.zeros(len(train.items))
-    if exponents.alpha == 1 and exponents.beta == 0:
-        out[:] = 1.0
-    else:
-        for weight, user in zip(by_user, fit, strict=True):
-            start = train.offsets[user]
-            positions = np.arange(1, counts[user] + 1, dtype=np.float64)
-            out[start + 1 : start + 1 + counts[user]] = weight * augment.shares(
-                positions, exponents.beta
-            )
-    starts = train.offsets[:-1][train.lengths > 0]
-    out[starts] = 0.0
+    out[places] = shares * len(places)
     return out
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rec.models.digits import level_offsets, target_log_probs
+from rec.models.digits import side_by_side, target_log_probs
 from rec.models.packed import Packed
 from rec.models.tiger import Tiger
 from rec.names import NORMALISERS
@@ -71,11 +71,4 @@ def exact_scores(
 
 def allowed_codes(trie: Trie, shape: TrieShape, sids: jax.Array) -> jax.Array:
     """bool [N, L, sum(sizes)]: codes of level l that continue the first l digits of an SID."""
-    offsets, columns = level_offsets(shape.sizes), []
-    nodes = jnp.zeros(len(sids), jnp.int32)
-    for level in range(len(shape.sizes)):
-        continues = tries.mask(trie, shape, level, nodes)
-        after = int(offsets[-1] - offsets[level + 1])
-        columns.append(jnp.pad(continues, ((0, 0), (int(offsets[level]), after))))
-        nodes = tries.step(trie, shape, level, nodes, sids[:, level])
-    return jnp.stack(columns, axis=1)
+    return side_by_side(tries.continuations(trie, shape, sids), shape.sizes)

@@ -16,6 +16,17 @@ def level_offsets(sizes: Sequence[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
 
 
+def side_by_side(by_level: Sequence[jax.Array], sizes: Sequence[int]) -> jax.Array:
+    """L arrays [R, sizes[l]] as one [R, L, sum(sizes)]: row l has those of its level in their
+    columns, and 0 or False in the others."""
+    offsets = level_offsets(sizes)
+    rows = []
+    for level, array in enumerate(by_level):
+        after = int(offsets[-1] - offsets[level + 1])
+        rows.append(jnp.pad(array, ((0, 0), (int(offsets[level]), after))))
+    return jnp.stack(rows, axis=1)
+
+
 def drop_digits(
     module: nn.Module, vectors: jax.Array, rate: int | float, deterministic: bool
 ) -> jax.Array:
@@ -48,7 +59,11 @@ def target_log_probs(
     logits: jax.Array, target: jax.Array, sizes: Sequence[int], softmax: str
 ) -> jax.Array:
     """Log-probability of each digit of the target: [R, L] of logits [R, L, V] and int32 [R, L]."""
-    log_probs = digit_log_probs(logits, sizes, softmax)
+    return _of_target(digit_log_probs(logits, sizes, softmax), target, sizes)
+
+
+def _of_target(log_probs: jax.Array, target: jax.Array, sizes: Sequence[int]) -> jax.Array:
+    """[R, L] of [R, L, V] and int32 [R, L]."""
     rows = target + jnp.asarray(level_offsets(sizes)[:-1])[None]
     return jnp.take_along_axis(log_probs, rows[..., None], axis=-1)[..., 0]
 
@@ -62,10 +77,10 @@ def smoothed_nats(
     Args:
         logits: float32 [R, L, sum(sizes)]; target: int32 [R, L].
     """
-    nats = -target_log_probs(logits, target, sizes, softmax)
+    log_probs = digit_log_probs(logits, sizes, softmax)
+    nats = -_of_target(log_probs, target, sizes)
     if not smoothing:
         return nats
-    log_probs = digit_log_probs(logits, sizes, softmax)
     total = jnp.where(log_probs > -jnp.inf, log_probs, 0.0).sum(axis=-1)
     even = -total / jnp.asarray(sizes, total.dtype)[None]
     return (1 - smoothing) * nats + smoothing * even

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from attention import layers, transformer
 from rec.models.config import TigerConfig
-from rec.models.digits import drop_digits, level_offsets
+from rec.models.digits import drop_digits, level_offsets, side_by_side
 from rec.sid import trie as tries
 from rec.sid.trie import Trie, TrieShape
 
@@ -134,12 +134,7 @@ class Packed(nn.Module):
         at another one's digit are 0."""
         del ids
         states = jnp.repeat(memory[:, 0], len(target) // len(memory), axis=0)
-        offsets = level_offsets(self.sizes)
-        rows = []
-        for level, logits in enumerate(self.digit_logits(states, target)):
-            after = int(offsets[-1] - offsets[level + 1])
-            rows.append(jnp.pad(logits, ((0, 0), (int(offsets[level]), after))))
-        return jnp.stack(rows, axis=1)
+        return side_by_side(self.digit_logits(states, target), self.sizes)
 
     def start(
         self, history: jax.Array, mask: jax.Array, users: jax.Array
@@ -174,16 +169,6 @@ class Packed(nn.Module):
         row = digit + int(level_offsets(self.sizes)[level])
         vector = self.write_codes[row].astype(written.state.dtype) * self.cfg.width**0.5
         return written._replace(codes=jnp.concatenate([written.codes, vector], axis=-1))
-
-
-def children_of(trie: Trie, shape: TrieShape, target: jax.Array) -> list[jax.Array]:
-    """Codes that may follow each prefix of target int32 [R, L]: L times bool [R, sizes[l]]."""
-    nodes = jnp.zeros(len(target), jnp.int32)
-    out = []
-    for level in range(target.shape[1]):
-        out.append(tries.mask(trie, shape, level, nodes))
-        nodes = tries.step(trie, shape, level, nodes, target[:, level])
-    return out
 
 
 def loss(
@@ -221,7 +206,7 @@ def loss(
     allowed: list[Any] = [None] * len(by_level)
     if cfg.softmax == "children":
         assert trie is not None and shape is not None
-        allowed = children_of(trie, shape, target)
+        allowed = tries.continuations(trie, shape, target)
     nats = jnp.zeros(len(target))
     for level, logits in enumerate(by_level):
         nats += layers.smoothed_cross_entropy(

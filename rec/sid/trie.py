@@ -166,6 +166,16 @@ def step(
     return jnp.where(child, low, -1)
 
 
+def continuations(trie: Trie, shape: TrieShape, sids: jax.Array) -> list[jax.Array]:
+    """Codes that may follow the first l digits of SIDs int32 [N, L]: L times bool [N, W_l]."""
+    nodes = jnp.zeros(len(sids), jnp.int32)
+    out = []
+    for level in range(len(shape.sizes)):
+        out.append(mask(trie, shape, level, nodes))
+        nodes = step(trie, shape, level, nodes, sids[:, level])
+    return out
+
+
 def walk(trie: Trie, shape: TrieShape, sids: jax.Array) -> jax.Array:
     """Leaves of SIDs: int32 [..., L] -> int32 [...], -1 for one that is in no catalogue row."""
     nodes = jnp.zeros(sids.shape[:-1], jnp.int32)

@@ -63,9 +63,9 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     model = models.make(groups["model"], catalogue.sizes)
     tx = training.optimizer(groups["optim"])
     exponents = generators.choose_exponents(config, artifacts)
-    make_batch = PackedBatches if isinstance(model, Packed) else PairBatches
+    make_batches = make_packed_batches if isinstance(model, Packed) else make_pair_batches
     batches = functools.cache(
-        lambda: make_batch(groups, config.seed, loaded().split.train, catalogue.sids, exponents)
+        lambda: make_batches(config, loaded().split.train, catalogue.sids, exponents)
     )
 
     action = recommend.make_recommend(
@@ -136,58 +136,40 @@ def make_generator(model: Tiger | Packed, catalogue: Catalogue, eval_config: Bea
     return Generator(model.cfg.max_items, search, nats, score_catalogue)
 
 
-class PairBatches:
-    """(step, rows of this host) -> what the device draws pairs from, the same at every step."""
-
-    def __init__(
-        self,
-        groups: Mapping[str, Any],
-        seed: int,
-        train: Sequences,
-        sids: np.ndarray,
-        exponents: augment.Exponents,
-    ) -> None:
-        del seed
-        pairs = groups["augment"]
-        tables, _ = augment.strategy(train, pairs.pairs, exponents)
-        self._whole = wiring.make_pair_batch(tables, pairs.rows) | {"sids": sids}
-
-    def __call__(self, step: int, rows: tuple[int, int] | None) -> dict[str, np.ndarray]:
-        return wiring.take_rows(self._whole, rows)
+Batches = Callable[[int, tuple[int, int] | None], dict[str, np.ndarray]]
+"""(step, rows of this host or None for all) -> the batch of that step."""
 
 
-class PackedBatches:
-    """(step, rows of this host) -> the batch of that step: pass after pass over all pairs, each in
-    an order of its own that follows from seed and pass, so that a resumed run reads the same."""
+def make_pair_batches(
+    config: ConfigDict, train: Sequences, sids: np.ndarray, exponents: augment.Exponents
+) -> Batches:
+    """Makes what the device draws pairs from, the same at every step."""
+    tables, _ = augment.strategy(train, config.augment.pairs, exponents)
+    whole = wiring.make_pair_batch(tables, config.augment.rows) | {"sids": sids}
+    return lambda step, rows: wiring.take_rows(whole, rows)
 
-    def __init__(
-        self,
-        groups: Mapping[str, Any],
-        seed: int,
-        train: Sequences,
-        sids: np.ndarray,
-        exponents: augment.Exponents,
-    ) -> None:
-        pairs = groups["augment"]
-        length = groups["model"].max_items
-        weights = packing.strategy_weights(train, pairs.pairs, exponents)
-        self._sids = sids
-        self._per_pass = packing.count_batches(train, pairs.rows, length)
-        self._pack = functools.lru_cache(maxsize=2)(
-            lambda number: packing.pack_pass(
-                train,
-                np.random.default_rng([seed, number]),
-                rows=pairs.rows,
-                length=length,
-                weights=weights,
-            )
-        )
 
-    def __call__(self, step: int, rows: tuple[int, int] | None) -> dict[str, np.ndarray]:
-        number, index = divmod(step, self._per_pass)
+def make_packed_batches(
+    config: ConfigDict, train: Sequences, sids: np.ndarray, exponents: augment.Exponents
+) -> Batches:
+    """Makes pass after pass over all pairs, each in an order of its own that follows from seed and
+    pass, so that a resumed run reads the same."""
+    sizes = {"rows": config.augment.rows, "length": config.model.max_items}
+    weights = packing.strategy_weights(train, config.augment.pairs, exponents)
+    batches_per_pass = packing.count_batches(train, **sizes)
+
+    @functools.lru_cache(maxsize=2)
+    def pack(number: int) -> packing.Pass:
+        rng = np.random.default_rng([config.seed, number])
+        return packing.pack_pass(train, rng, **sizes, weights=weights)
+
+    def batch(step: int, rows: tuple[int, int] | None) -> dict[str, np.ndarray]:
+        number, index = divmod(step, batches_per_pass)
         first, stop = rows or (0, None)
-        leaves = self._pack(number)._asdict().items()
-        return {name: leaf[index, first:stop] for name, leaf in leaves} | {"sids": self._sids}
+        leaves = pack(number)._asdict().items()
+        return {name: leaf[index, first:stop] for name, leaf in leaves} | {"sids": sids}
+
+    return batch
 
 
 def make_init(

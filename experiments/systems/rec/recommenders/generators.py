@@ -7,6 +7,7 @@ batches of one compiled size, and `Evaluation` turns what they answer into metri
 model. All of it reads the catalogue through `Catalogue`.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from experiments.systems.rec.recommenders.wiring import Answer, Loaded, Ranking
 from rec import augment, genpas, metrics
 from rec.baselines import likelihood
 from rec.data import sequences as seq
-from rec.data.sequences import Queries, Sequences, Split
+from rec.data.sequences import Queries, Sequences
 from rec.decode import items as policies
 from rec.decode.beam import Beams
 from rec.sid import table
@@ -236,7 +237,8 @@ class Evaluation:
         self.loaded: Callable[[], Loaded] = wiring.load_lazily(config, artifacts)
         self._config = config
         self._artifacts = artifacts
-        self._weight: float | None = None  # of successors, fitted when it is first needed
+        # The same at every evaluation.
+        self._successor_nats = functools.cache(self._compute_successor_nats)
         self._eval: BeamEval = settings.groups(config)["eval"]
 
     def metrics(self, state: Mapping[str, Any], split: str) -> dict[str, Any]:
@@ -248,13 +250,13 @@ class Evaluation:
         queries = ranking.queries
         out = wiring.evaluate_ranking(split, ranking, self._artifacts, parts, self._eval.draws)
         out[f"{split}/loss"] = self.decoder.mean_nats(params, queries)
-        guessed = self._guessed_nats(parts, queries)
+        uniform = likelihood.uniform(parts.train.num_items)
         if split != "test":  # a test is of what was learned: runs kept from before have no more
-            out |= guessed
-        elif out["test/loss"] > guessed["uniform/loss"]:
+            out |= {"uniform/loss": uniform, "successor/loss": self._successor_nats()}
+        elif out["test/loss"] > uniform:
             print(
-                f"warning: test/loss {out['test/loss']:.2f} is above the "
-                f"{guessed['uniform/loss']:.2f} nats of a uniform guess"
+                f"warning: test/loss {out['test/loss']:.2f} is above the {uniform:.2f} nats of a "
+                "uniform guess"
             )
         out |= summarize_decoded(split, queries, decoded)
         if split == "test" and self._eval.exact:
@@ -264,14 +266,13 @@ class Evaluation:
             out |= wiring.summarize_sampled(scores, queries)
         return out
 
-    def _guessed_nats(self, parts: Split, queries: Queries) -> dict[str, float]:
-        """Computes what the loss is read beside: nats of a uniform guess and of successors."""
-        if self._weight is None:
-            self._weight = likelihood.fit_weight(parts.train, parts.valid)
-        return {
-            "uniform/loss": likelihood.uniform(parts.train.num_items),
-            "successor/loss": likelihood.successor(parts.train, queries, self._weight),
-        }
+    def _compute_successor_nats(self) -> float:
+        """Computes the nats of successor counts at the queries of validation, which the loss is
+        read beside; their weight is fitted on all of validation."""
+        parts = self.loaded().split
+        weight = likelihood.fit_weight(parts.train, parts.valid)
+        queries = wiring.select_queries(parts, "valid", self._eval.rows)
+        return likelihood.successor(parts.train, queries, weight)
 
     def rank(self, state: Mapping[str, Any], split: str) -> tuple[Ranking, np.ndarray]:
         """Ranks items for the queries of a side: (ranking, items int32 [Q, K] as decoded)."""
