@@ -103,7 +103,7 @@ GROUPS = {
     "optim": OptimConfig,
     "eval": BeamEval,
 }
-VARIANTS = ("base", "tiny", "h200", "paper")
+VARIANTS = ("base", "t5", "tiny", "tiny_t5", "h200", "paper")
 ABOUT = About(
     asked="A generator is trained to write the semantic ID of a user's next item.",
     cost={"base": "1 to 2 min on 2 CPU cores", "tiny": "20 s on 2 CPU cores"},
@@ -169,9 +169,11 @@ def get_config(arg: str = "base") -> ConfigDict:
     config.train.update({"steps": 1680, "save_every": 420})
     config.eval = ConfigDict(dataclasses.asdict(evaluation))
     config.log.every = 10
-    if arg == "base":  # 803 items: few codes, and no digit that means nothing
+    if arg in ("base", "t5"):  # 803 items: few codes, and no digit that means nothing
         config.sid.update({"codes": 64, "conflict": "psid_ecm", "sources": "text+cooccurrence"})
-    if arg == "tiny":
+    if arg in ("t5", "tiny_t5"):
+        _follow_t5(config)
+    if arg in ("tiny", "tiny_t5"):
         _shrink(config)
     if arg == "h200":
         _follow_grid(config)
@@ -181,13 +183,32 @@ def get_config(arg: str = "base") -> ConfigDict:
     return config
 
 
+def _follow_t5(config: ConfigDict) -> None:
+    """Sets the paper's architecture, an encoder over digits and a decoder, at a size that trains on
+    a CPU, with the recipe of :base."""
+    config.augment.rows = 128
+    config.model.update(
+        {
+            "layout": "encoder_decoder",
+            "position": "t5",
+            "fusion_width": 0,
+            "mlp": "relu",
+            "heads": 4,
+            "head_dim": 16,
+            "dropout": 0.1,
+            "digit_dropout": 0.1,
+            "max_items": 12,
+        }
+    )
+
+
 def _shrink(config: ConfigDict) -> None:
     """Sets sizes that a test can afford."""
     config.sid = sid.sid_group(sid.TINY_SID)
-    config.augment.rows = 8
-    config.model.update(
-        {"width": 16, "head_dim": 8, "mlp_width": 32, "fusion_width": 24, "max_items": 16}
-    )
+    is_packed = config.model.layout == "packed"
+    config.augment.rows = 8 if is_packed else 32
+    config.model.update({"width": 16, "heads": 2, "head_dim": 8, "mlp_width": 32})
+    config.model.update({"fusion_width": 24, "max_items": 16} if is_packed else {"max_items": 5})
     config.optim.update({"warmup": 5, "decay": 30})
     config.train.update({"steps": 30, "save_every": 10})
     config.eval.update({"every": 10, "rows": 64, "batch": 64, "beams": 10})
