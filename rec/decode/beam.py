@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from rec.models.digits import level_offsets
-from rec.models.packed import Packed
-from rec.models.tiger import Tiger
+from rec.models.generators import Model
 from rec.names import NORMALISERS
 from rec.sid import trie as tries
 from rec.sid.trie import Trie, TrieShape
@@ -40,16 +39,23 @@ class Generator(NamedTuple):
     advance: (state, digits int32 [R], level) -> (hidden [R, D], state) after a digit of `level`;
     logits: (hidden [R, D], level or None) -> float32 [R, sizes[level]], or [R, sum(sizes)];
     take: (state, rows int32 [R']) -> state whose row i is the old row rows[i].
+    children: (hidden [R, D], level, codes int32 [R, K]) -> float32 [R, K], logits of those codes
+        alone; None where the model scores whole levels. Needs normaliser "children".
     """
 
     sizes: tuple[int, ...]
     advance: Callable[[Any, jax.Array, int], tuple[jax.Array, Any]]
     logits: Callable[[jax.Array, int | None], jax.Array]
     take: Callable[[Any, jax.Array], Any]
+    children: Callable[[jax.Array, int, jax.Array], jax.Array] | None = None
 
 
-def tiger_generator(model: Tiger | Packed, params: Any) -> Generator:
-    """A model as the search wants it; its state is the decoder's cache, or `packed.Written`."""
+def make_generator(model: Model, params: Any, children_only: bool = False) -> Generator:
+    """A model as the search wants it; its state is what `start` gives beside the first digit's.
+
+    Args:
+        children_only: score no code that the trie does not allow; of a `SidMlp`.
+    """
 
     def call(method: str, *inputs: Any) -> Any:
         return model.apply({"params": params}, *inputs, method=method)
@@ -59,6 +65,7 @@ def tiger_generator(model: Tiger | Packed, params: Any) -> Generator:
         lambda state, digits, level: call("advance", state, digits, level),
         lambda hidden, level: call("logits", hidden, level),
         lambda state, rows: state.take(rows),
+        (lambda *inputs: call("child_logits", *inputs)) if children_only else None,
     )
 
 
@@ -81,19 +88,26 @@ def beam_search(
         constrained: False searches freely and looks its results up in the trie.
 
     Raises:
-        ValueError: a normaliser that is unknown or needs a constrained search; beams < 1.
+        ValueError: a normaliser that is unknown or needs a constrained search; beams < 1; a
+            generator of children alone with another normaliser than "children".
     """
     _check(normaliser, beams, constrained and trie is not None)
+    if generator.children is not None and normaliser != "children":
+        raise ValueError(f'normaliser={normaliser!r}: scores of children alone need "children"')
     sizes, B = generator.sizes, hidden.shape[0]
     bound = trie if constrained else None
     scores, nodes = jnp.zeros((B, 1)), jnp.zeros((B, 1), jnp.int32)
     codes = jnp.zeros((B, 1, 0), jnp.int32)
     for level in range(len(sizes)):
         width = scores.shape[1]
-        logits = _level_scores(generator, hidden, level, normaliser).reshape(B, width, -1)
-        if bound is not None and shape is not None:
+        if generator.children is not None:
+            assert bound is not None and shape is not None  # "children" is refused without them
+            digits, children, logits = _children(generator, bound, shape, level, nodes, hidden)
+        elif bound is not None and shape is not None:
+            logits = _level_scores(generator, hidden, level, normaliser).reshape(B, width, -1)
             digits, children, logits = _allowed(bound, shape, level, nodes, logits, normaliser)
         else:
+            logits = _level_scores(generator, hidden, level, normaliser).reshape(B, width, -1)
             digits = jnp.broadcast_to(jnp.arange(logits.shape[2]), logits.shape)
             children = jnp.zeros(logits.shape, jnp.int32)
         total = (scores[:, :, None] + logits).reshape(B, -1)
@@ -166,8 +180,25 @@ def _allowed(
     return digits, children, logits
 
 
+def _children(
+    generator: Generator,
+    trie: Trie,
+    shape: TrieShape,
+    level: int,
+    nodes: jax.Array,
+    hidden: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What `_allowed` gives, normalised over the children, with no logit of any other code."""
+    assert generator.children is not None
+    digits, children, valid = tries.children(trie, shape, level, nodes)  # [B, M, K]
+    codes = digits.reshape(len(hidden), -1)
+    logits = generator.children(hidden, level, codes).reshape(digits.shape)
+    logits = jax.nn.log_softmax(jnp.where(valid, logits, -jnp.inf), axis=-1)
+    return digits, children, logits
+
+
 def search(
-    model: Tiger | Packed,
+    model: Model,
     params: Any,
     history: jax.Array,
     mask: jax.Array,
@@ -178,14 +209,15 @@ def search(
     beams: int,
     normaliser: str = "digit",
     constrained: bool = True,
+    children_only: bool = False,
 ) -> Beams:
     """Beams of a generator for histories int32 [B, T, L] with mask bool [B, T] and users int32 [B].
 
-    Pure; jit it with model, shape, beams, normaliser and constrained static.
+    Pure; jit it with model, shape, beams, normaliser, constrained and children_only static.
     """
     hidden, cache = model.apply({"params": params}, history, mask, users, method="start")  # type: ignore[misc]
     return beam_search(
-        tiger_generator(model, params),
+        make_generator(model, params, children_only),
         hidden,
         cache,
         beams=beams,

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rec.models.digits import side_by_side, target_log_probs
-from rec.models.packed import Packed
-from rec.models.tiger import Tiger
+from rec.models.generators import Model
 from rec.names import NORMALISERS
 from rec.sid import trie as tries
 from rec.sid.trie import Trie, TrieShape
@@ -17,7 +16,7 @@ CHUNK = 64  # SIDs scored at once
 
 
 def exact_scores(
-    model: Tiger | Packed,
+    model: Model,
     params: Any,
     history: jax.Array,
     mask: jax.Array,

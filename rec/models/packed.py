@@ -121,13 +121,40 @@ class Packed(nn.Module):
         self, history: jax.Array, mask: jax.Array, users: jax.Array, *, deterministic: bool = True
     ) -> tuple[jax.Array, jax.Array]:
         """The state after each history, [B, 1, D], and its segment ids int32 [B, 1]."""
+        states, ids = self.history_states(history, mask, users, deterministic=deterministic)
+        newest = self._newest(states, ids)
+        return newest, jnp.ones(newest.shape[:2], jnp.int32)
+
+    def history_states(
+        self, history: jax.Array, mask: jax.Array, users: jax.Array, *, deterministic: bool = True
+    ) -> tuple[jax.Array, jax.Array]:
+        """One state for every item of a history: [B, T, D] and segment ids int32 [B, T], 0 =
+        padding; arguments are those of `read`."""
         del users
         lengths = mask.sum(axis=1)[:, None]
         ages = jnp.clip(lengths - 1 - jnp.arange(mask.shape[1])[None], 0)
-        states = self.states(history, mask.astype(jnp.int32), ages, deterministic=deterministic)
-        last = jnp.maximum(lengths - 1, 0)[:, :, None]
-        newest = jnp.take_along_axis(states, last, axis=1)
-        return newest, jnp.ones(newest.shape[:2], jnp.int32)
+        ids = mask.astype(jnp.int32)
+        return self.states(history, ids, ages, deterministic=deterministic), ids
+
+    def teach(
+        self, history: jax.Array, mask: jax.Array, users: jax.Array, target: jax.Array
+    ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+        """What a student learns from, see `Tiger.teach`."""
+        states, ids = self.history_states(history, mask, users)
+        return states, ids, self.digit_logits(self._newest(states, ids)[:, 0], target)
+
+    def code_vectors(self) -> list[jax.Array]:
+        """Vectors of the codes of every level, as written digits are read: L times
+        [sizes[l], D]."""
+        offsets = level_offsets(self.sizes)
+        spans = zip(offsets[:-1], offsets[1:], strict=True)
+        scale = self.cfg.width**0.5
+        return [self.write_codes[start:stop].astype(self.cfg.dtype) * scale for start, stop in spans]
+
+    def _newest(self, states: jax.Array, ids: jax.Array) -> jax.Array:
+        """State after the last item of right-padded histories, [B, 1, D]."""
+        last = jnp.maximum(ids.sum(axis=1) - 1, 0)[:, None, None]
+        return jnp.take_along_axis(states, last, axis=1)
 
     def write(self, memory: jax.Array, ids: jax.Array, target: jax.Array) -> jax.Array:
         """Logits [R, L, sum(sizes)] of target int32 [R, L] after what `read` gave; those of a level

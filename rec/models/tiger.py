@@ -78,15 +78,54 @@ class Tiger(nn.Module):
     ) -> jax.Array:
         """Logits [R, L, sum(sizes)] of target int32 [R, L] after what `read` gave."""
         digits = self._targets(target[:, :-1])  # [R, L, D]
-        options: Any = {"deterministic": deterministic}
         if self.cfg.layout == "encoder_decoder":
-            out, _ = self.decoder(digits, memory, ids, **options)
+            out, _ = self.decoder(digits, memory, ids, deterministic=deterministic)
             return self.logits(out)
-        copies = len(target) // len(memory)
+        _, out = self._continue(memory, ids, digits, deterministic)
+        return self.logits(out)
+
+    def history_states(
+        self, history: jax.Array, mask: jax.Array, users: jax.Array, *, deterministic: bool = True
+    ) -> tuple[jax.Array, jax.Array]:
+        """One state for every token of a history, as a student reads them: of the encoder, or of
+        the decoder where there is none. [B, M, D] and segment ids int32 [B, M], 0 = padding."""
+        x, ids = self.read(history, mask, users, deterministic=deterministic)
+        if self.cfg.layout == "decoder_only":
+            x, _ = self.decoder(x, segment_ids=ids, deterministic=deterministic)
+        return x, ids
+
+    def teach(
+        self, history: jax.Array, mask: jax.Array, users: jax.Array, target: jax.Array
+    ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+        """`history_states`, and the logits of every level at the target's digits, L times float32
+        [B, sizes[l]], teacher forced on target int32 [B, L]; without dropout."""
+        memory, ids = self.read(history, mask, users)
+        if self.cfg.layout == "encoder_decoder":
+            states, logits = memory, self.write(memory, ids, target)
+        else:  # causal: the states of the history do not see the target
+            states, out = self._continue(memory, ids, self._targets(target[:, :-1]), True)
+            logits = self.logits(out)
+        offsets = level_offsets(self.sizes)
+        spans = enumerate(zip(offsets[:-1], offsets[1:], strict=True))
+        return states, ids, [logits[:, level, start:stop] for level, (start, stop) in spans]
+
+    def code_vectors(self) -> list[jax.Array]:
+        """Vectors of the codes of every level, as written digits are read: L times
+        [sizes[l], D]."""
+        offsets = level_offsets(self.sizes)
+        spans = zip(offsets[:-1], offsets[1:], strict=True)
+        return [self.codes[start:stop].astype(self.cfg.dtype) for start, stop in spans]
+
+    def _continue(
+        self, memory: jax.Array, ids: jax.Array, digits: jax.Array, deterministic: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """States of a decoder without encoder: of the history [R, M, D] and of digits [R, L, D]."""
+        copies = len(digits) // len(memory)
         memory, ids = jnp.repeat(memory, copies, axis=0), jnp.repeat(ids, copies, axis=0)
         ids = jnp.concatenate([ids, jnp.ones(digits.shape[:2], ids.dtype)], axis=1)
-        out, _ = self.decoder(jnp.concatenate([memory, digits], axis=1), segment_ids=ids, **options)
-        return self.logits(out[:, -len(self.sizes) :])
+        joined = jnp.concatenate([memory, digits], axis=1)
+        out, _ = self.decoder(joined, segment_ids=ids, deterministic=deterministic)
+        return out[:, : -len(self.sizes)], out[:, -len(self.sizes) :]
 
     def history(
         self, history: jax.Array, mask: jax.Array, users: jax.Array, *, deterministic: bool = True
