@@ -20,11 +20,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from attention import dropout, layers
-from attention.dropout import Dropout
+from attention import layers
 from rec.models.digits import side_by_side
 from rec.models.packed import Packed
-from rec.models.sid_mlp_pp import Affine, LayerNorm, Mixer, states_error, valid_mean
+from rec.models.sid_mlp_pp import Affine, LayerNorm, Mixer, drop, states_error, valid_mean
 from rec.models.student_config import DistillConfig
 from rec.models.tiger import Tiger
 
@@ -81,13 +80,11 @@ class ReadOut(nn.Module):
         scores = jnp.einsum("bhd,bsd->bhs", asked, states) * size**-0.5
         # Finite, so that a history of padding alone gives no NaN.
         scores = jnp.where((ids > 0)[:, None], scores, -1e30)
-        weights = jax.nn.softmax(scores, axis=-1)
-        if not deterministic and cfg.dropout:
-            weights = dropout.drop(self.make_rng("dropout"), weights, cfg.dropout)
+        weights = drop(self, jax.nn.softmax(scores, axis=-1), cfg.dropout, deterministic)
         means = jnp.einsum("bhs,bsd->bhd", weights, states)
         values = jnp.einsum("bhd,dhe->bhe", means, self.value.kernel.reshape(by_head))
         x = self.attention_norm(pooled + self.out(values.reshape(-1, cfg.inner)))
-        hidden = Dropout(cfg.dropout, deterministic)(jax.nn.relu(self.up(x)))
+        hidden = drop(self, jax.nn.relu(self.up(x)), cfg.dropout, deterministic)
         return self.mlp_norm(x + self.down(hidden))
 
 
@@ -136,7 +133,7 @@ class Head(nn.Module):
             parts += [vectors[j][codes[:, j]] for j in range(self.level)]
             first = self.up(jnp.concatenate(parts, axis=-1))
         hidden = layers.gelu(self.norm(first))
-        return Dropout(self.cfg.dropout, deterministic)(hidden)
+        return drop(self, hidden, self.cfg.dropout, deterministic)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 [R, W] of hidden units [R, F]."""

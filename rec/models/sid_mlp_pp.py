@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attention import layers
-from attention.dropout import Dropout
+from attention import dropout, layers
 from rec.models.student_config import MixerConfig
 
 NORM_EPS = 1e-5
@@ -53,6 +52,13 @@ class LayerNorm(nn.Module):
         return layers.layer_norm(x, self.scale, self.shift, NORM_EPS)
 
 
+def drop(module: nn.Module, x: jax.Array, rate: int | float, deterministic: bool) -> jax.Array:
+    """x with elements dropped, by the rng stream "dropout" of a module that is being called."""
+    if deterministic or not rate:
+        return x
+    return dropout.drop(module.make_rng("dropout"), x, rate)
+
+
 class PositionMLP(nn.Module):
     """F of one digit position: Linear, norm, GELU, dropout, Linear."""
 
@@ -64,7 +70,6 @@ class PositionMLP(nn.Module):
         self.up = Affine(2 * self.width, self.cfg.width)
         self.norm = LayerNorm(self.cfg.width)
         self.down = Affine(self.cfg.width, self.width)
-        self.dropout = Dropout(self.cfg.dropout, self.deterministic)
 
     def __call__(self, x: jax.Array, mean: jax.Array) -> jax.Array:
         """[B, S, D] of tokens [B, S, D] and the mean [B, D] of their history."""
@@ -78,7 +83,8 @@ class PositionMLP(nn.Module):
         return self._finish(self.up(jnp.concatenate([x, means], axis=-1)))
 
     def _finish(self, hidden: jax.Array) -> jax.Array:
-        return self.down(self.dropout(layers.gelu(self.norm(hidden))))
+        hidden = layers.gelu(self.norm(hidden))
+        return self.down(drop(self, hidden, self.cfg.dropout, self.deterministic))
 
 
 class MixerLayer(nn.Module):
@@ -153,7 +159,7 @@ class Mixer(nn.Module):
         per_item = self.levels + self.has_separators
         at = np.arange(tokens - self.has_user) % per_item
         of_items = np.minimum(at, self.levels - 1)
-        return np.concatenate([np.full(self.has_user, self.levels - 1), of_items]).astype(np.int32)
+        return np.concatenate([np.full(int(self.has_user), self.levels - 1), of_items]).astype(np.int32)
 
 
 def valid_mean(x: jax.Array, ids: jax.Array) -> jax.Array:
