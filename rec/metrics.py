@@ -192,6 +192,33 @@ def paired_bootstrap(
     return bootstrap(ours - theirs, seed, draws, level)
 
 
+def ratio_bootstrap(
+    ours: np.ndarray, theirs: np.ndarray, seed: int = 0, draws: int = 1000, level: float = 0.95
+) -> Interval:
+    """Returns the interval of mean(ours) / mean(theirs), the same users being drawn for both. Draws
+    in which theirs are all 0 have no ratio and are left out.
+
+    Args:
+        ours, theirs: values per user [Q], at least 0.
+
+    Raises:
+        ValueError: other queries, or nothing to divide by.
+    """
+    if ours.shape != theirs.shape:
+        raise ValueError(f"{len(ours)} and {len(theirs)} users: both must answer the same queries")
+    if not theirs.any():
+        raise ValueError("theirs are all 0: there is no ratio")
+    rng = np.random.default_rng([seed, 0xB007])
+    ratios = []
+    for _ in range(draws):
+        drawn = rng.integers(len(ours), size=len(ours))
+        total = theirs[drawn].sum()
+        if total > 0:
+            ratios.append(ours[drawn].sum() / total)
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
 # ------------------------------------------------------------------------------------- groups
 
 BUCKETS = ("head", "mid", "tail")

@@ -49,6 +49,26 @@ def update(
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
     """One update: (params, opt_state, {"loss", "grad_norm"})."""
     value, grads = jax.value_and_grad(loss)(params)
+    stepped, opt_state, norm = _apply(params, opt_state, grads, tx)
+    return stepped, opt_state, {"loss": value, "grad_norm": norm}
+
+
+def update_with_parts(
+    loss: Callable[[Any], tuple[jax.Array, dict[str, jax.Array]]],
+    params: Any,
+    opt_state: Any,
+    tx: optax.GradientTransformation,
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+    """`update` with a loss that also returns its parts by name, which join the metrics."""
+    (value, parts), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    stepped, opt_state, norm = _apply(params, opt_state, grads, tx)
+    return stepped, opt_state, {"loss": value, "grad_norm": norm, **parts}
+
+
+def _apply(
+    params: Any, opt_state: Any, grads: Any, tx: optax.GradientTransformation
+) -> tuple[Any, Any, jax.Array]:
+    """(params, opt_state, norm of the gradients) after one step of the optimizer."""
     updates, opt_state = tx.update(grads, opt_state, params)
     stepped: Any = optax.apply_updates(params, updates)
-    return stepped, opt_state, {"loss": value, "grad_norm": optax.tree.norm(grads)}
+    return stepped, opt_state, optax.tree.norm(grads)

@@ -31,7 +31,10 @@ def digests(values: Mapping[str, Any], stored: Mapping[str, str] = {}) -> dict[s
         if key in stored and not all(part.exists() for part in parts):
             digest_of[key] = stored[key]
         else:
-            digest_of[key] = _short("".join(_digest(part) for part in parts).encode())
+            try:
+                digest_of[key] = _short("".join(_digest(part) for part in parts).encode())
+            except UserError as error:
+                raise UserError(f"config.{key}={path}: {error}") from error
     source = names.source_sha256(values.get("system", ""))
     return digest_of | ({"system": source} if source else {})
 

@@ -7,9 +7,10 @@ something has to exist before training (task tables, semantic IDs, a tokenizer),
 start, saved with every checkpoint and read back by resume, eval, check and actions.
 
 The config module `experiments/configs/<name>.py` offers `get_config`, `GROUPS` and `VARIANTS`
-(settings.py), `ABOUT` and `HEADLINE` (about.py), and where there are published numbers `PAPER`. A
-system may also offer `compare(folders) -> {title: Rows or Picture}` for --mode=report of several
-of its run folders.
+(settings.py), `ABOUT` and `HEADLINE` (about.py), where there are published numbers `PAPER`, and
+where a system stands on the folder of an earlier run, `STANDS_ON = ("teacher",)`, the keys of the
+top level that name it. A system may also offer `compare(folders) -> {title: Rows or Picture}` for
+--mode=report of several of its run folders.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -119,7 +119,7 @@ def system_help(config: ConfigDict) -> str:
     lines.append(f"variants  {' '.join(f':{variant}' for variant in module.VARIANTS)}")
     lines += _about_lines(module)
     lines += ["", f"keys of {config.system}:{config.variant}, their values, and what is allowed"]
-    for key in settings.TOP:
+    for key in settings.top_keys(config.system):
         if key not in ("system", "variant"):
             lines.append(f"  --config.{key}={config[key]!r}")
     for name, cls in {**settings.FRAME, **module.GROUPS}.items():

@@ -158,9 +158,10 @@ def groups(config: ConfigDict) -> dict[str, Any]:
     """
     if "system" not in config:
         raise UserError("config.system is missing: it names a module of experiments/systems")
-    _check_top(config)
+    top = top_keys(config.system)
+    _check_top(config, top)
     classes = {**FRAME, **names.config_module(config.system).GROUPS}
-    allowed = {*TOP, *classes}
+    allowed = {*top, *classes}
     if set(config) != allowed:
         odd = sorted(set(config) ^ allowed)
         raise UserError(f"config keys {odd} are unknown or missing; expected {sorted(allowed)}")
@@ -177,9 +178,19 @@ def groups(config: ConfigDict) -> dict[str, Any]:
     return out
 
 
-def _check_top(config: ConfigDict) -> None:
+def top_keys(system: str) -> dict[str, type]:
+    """{key of the top level: its type} of a system; folders of runs that it stands on, which its
+    config module names in STANDS_ON, come last."""
+    stands_on = getattr(names.config_module(system), "STANDS_ON", ())
+    unknown = set(stands_on) - set(PATHS)
+    if unknown:
+        raise UserError(f"STANDS_ON of {system} names {sorted(unknown)}: it may name {PATHS}")
+    return {**TOP, **dict.fromkeys(stands_on, str)}
+
+
+def _check_top(config: ConfigDict, top: Mapping[str, type]) -> None:
     """Raises UserError for a key of the top level of a wrong type or out of range."""
-    for key, kind in TOP.items():
+    for key, kind in top.items():
         value = config.get(key, kind())  # a missing key is named with all the others
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise UserError(f"config.{key}={value!r} must be {kind.__name__}")

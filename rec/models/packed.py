@@ -14,6 +14,7 @@ Training reads rows of `rec.data.packing`, in which users stand one after the ot
 across users. All recipe figures are [our choice], selected on validation.
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -147,9 +148,11 @@ class Packed(nn.Module):
         """Vectors of the codes of every level, as written digits are read: L times
         [sizes[l], D]."""
         offsets = level_offsets(self.sizes)
-        spans = zip(offsets[:-1], offsets[1:], strict=True)
+        spans = itertools.pairwise(offsets)
         scale = self.cfg.width**0.5
-        return [self.write_codes[start:stop].astype(self.cfg.dtype) * scale for start, stop in spans]
+        return [
+            self.write_codes[start:stop].astype(self.cfg.dtype) * scale for start, stop in spans
+        ]
 
     def _newest(self, states: jax.Array, ids: jax.Array) -> jax.Array:
         """State after the last item of right-padded histories, [B, 1, D]."""

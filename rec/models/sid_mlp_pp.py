@@ -129,9 +129,7 @@ class Mixer(nn.Module):
     has_separators: bool
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, ids: jax.Array, *, deterministic: bool = True
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, ids: jax.Array, *, deterministic: bool = True) -> jax.Array:
         """States float32 [B, S, D].
 
         Args:
@@ -159,7 +157,9 @@ class Mixer(nn.Module):
         per_item = self.levels + self.has_separators
         at = np.arange(tokens - self.has_user) % per_item
         of_items = np.minimum(at, self.levels - 1)
-        return np.concatenate([np.full(int(self.has_user), self.levels - 1), of_items]).astype(np.int32)
+        return np.concatenate([np.full(int(self.has_user), self.levels - 1), of_items]).astype(
+            np.int32
+        )
 
 
 def valid_mean(x: jax.Array, ids: jax.Array) -> jax.Array:

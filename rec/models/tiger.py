@@ -9,6 +9,7 @@ Rows of a history are right-padded. In the decoder-only layout they are turned s
 first and the target follows the newest item directly.
 """
 
+import itertools
 from typing import Any
 
 import flax.linen as nn
@@ -106,14 +107,14 @@ class Tiger(nn.Module):
             states, out = self._continue(memory, ids, self._targets(target[:, :-1]), True)
             logits = self.logits(out)
         offsets = level_offsets(self.sizes)
-        spans = enumerate(zip(offsets[:-1], offsets[1:], strict=True))
+        spans = enumerate(itertools.pairwise(offsets))
         return states, ids, [logits[:, level, start:stop] for level, (start, stop) in spans]
 
     def code_vectors(self) -> list[jax.Array]:
         """Vectors of the codes of every level, as written digits are read: L times
         [sizes[l], D]."""
         offsets = level_offsets(self.sizes)
-        spans = zip(offsets[:-1], offsets[1:], strict=True)
+        spans = itertools.pairwise(offsets)
         return [self.codes[start:stop].astype(self.cfg.dtype) for start, stop in spans]
 
     def _continue(

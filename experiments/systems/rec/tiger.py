@@ -13,28 +13,23 @@ import optax
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from experiments.configs.rec.tiger import BeamEval
 from experiments.runner import settings
 from experiments.runner.contract import Experiment
 from experiments.systems.rec.recommenders import figures, generators, recommend, wiring
 from experiments.systems.rec.recommenders.generators import (
+    Batches,
     Catalogue,
     Decoder,
     Evaluation,
-    Generator,
-    Histories,
 )
 from rec import augment, training
 from rec.data import packing
 from rec.data.sequences import Sequences
-from rec.decode import beam, exact
-from rec.decode.beam import Beams
-from rec.models import digits, packed, tiger
 from rec.models import generators as models
+from rec.models import packed, tiger
 from rec.models.config import TigerConfig
 from rec.models.packed import Packed
 from rec.models.tiger import Tiger
-from rec.sid.trie import Trie
 
 RULES = (
     (r"batch/(row|items|targets|segments|ages|weights)", P("data")),
@@ -95,58 +90,21 @@ def make_evaluation(config: ConfigDict, artifacts: Mapping[str, Any]) -> Evaluat
     groups = settings.groups(config)
     catalogue = generators.load_catalogue(artifacts)
     model = models.make(groups["model"], catalogue.sizes)
-    generator = make_generator(model, catalogue, groups["eval"])
+    generator = generators.make_generator(
+        model,
+        catalogue,
+        groups["eval"],
+        max_items=model.cfg.max_items,
+        softmax="full" if model.cfg.softmax == "full" else "digit",
+    )
     return Evaluation(config, artifacts, Decoder(generator, catalogue, groups["eval"]))
-
-
-def make_generator(model: Tiger | Packed, catalogue: Catalogue, eval_config: BeamEval) -> Generator:
-    """Makes what decoding asks of a model: beam search, and scores teacher forced."""
-
-    def search(params: Any, histories: Histories, trie: Trie) -> Beams:
-        return beam.search(
-            model,
-            params,
-            *histories,
-            trie,
-            shape=catalogue.shape,
-            beams=eval_config.beams,
-            normaliser=eval_config.normaliser,
-            constrained=eval_config.constrained,
-        )
-
-    def nats(params: Any, histories: Histories, targets: jax.Array) -> jax.Array:
-        logits: Any = model.apply({"params": params}, *histories, targets)
-        softmax = "full" if model.cfg.softmax == "full" else "digit"
-        log_probs = digits.target_log_probs(logits, targets, model.sizes, softmax)
-        return -log_probs.sum(axis=1)
-
-    def score_catalogue(
-        params: Any, histories: Histories, sids: jax.Array, trie: Trie
-    ) -> jax.Array:
-        return exact.exact_scores(
-            model,
-            params,
-            *histories,
-            sids,
-            normaliser=eval_config.normaliser,
-            trie=trie,
-            shape=catalogue.shape,
-        )
-
-    return Generator(model.cfg.max_items, search, nats, score_catalogue)
-
-
-Batches = Callable[[int, tuple[int, int] | None], dict[str, np.ndarray]]
-"""(step, rows of this host or None for all) -> the batch of that step."""
 
 
 def make_pair_batches(
     config: ConfigDict, train: Sequences, sids: np.ndarray, exponents: augment.Exponents
 ) -> Batches:
-    """Makes what the device draws pairs from, the same at every step."""
-    tables, _ = augment.strategy(train, config.augment.pairs, exponents)
-    whole = wiring.make_pair_batch(tables, config.augment.rows) | {"sids": sids}
-    return lambda step, rows: wiring.take_rows(whole, rows)
+    """Makes what the device draws pairs from."""
+    return generators.make_pair_batches(config, train, exponents, {"sids": sids})
 
 
 def make_packed_batches(

@@ -2,9 +2,9 @@
 """What recommenders that write semantic IDs share: the SID table as artifact, training pairs drawn
 on the device, decoding to lists of items, and the metrics of those lists.
 
-A system gives a `Generator`, three pure functions of its model; `Decoder` runs them over queries in
-batches of one compiled size, and `Evaluation` turns what they answer into metrics, whatever the
-model. All of it reads the catalogue through `Catalogue`.
+`make_generator` gives three pure functions of a model; `Decoder` runs them over queries in batches
+of one compiled size, and `Evaluation` turns what they answer into metrics, whatever the model. All
+of it reads the catalogue through `Catalogue`.
 """
 
 import functools
@@ -26,8 +26,11 @@ from rec import augment, genpas, metrics
 from rec.baselines import likelihood
 from rec.data import sequences as seq
 from rec.data.sequences import Queries, Sequences
+from rec.decode import beam, exact
 from rec.decode import items as policies
 from rec.decode.beam import Beams
+from rec.models import digits
+from rec.models.generators import Model
 from rec.sid import table
 from rec.sid import trie as tries
 from rec.sid.trie import Trie, TrieShape
@@ -85,21 +88,25 @@ def prepare(config: ConfigDict) -> dict[str, Any]:
     artifacts["sid"] = sid.make_artifact(config, loaded, vectors)
     if config.eval.policy == "relevance":
         artifacts["features"] = vectors
+    return artifacts | prepare_exponents(config, loaded, config.model.max_items)
+
+
+def prepare_exponents(config: ConfigDict, loaded: Loaded, max_items: int) -> dict[str, Any]:
+    """Makes the artifacts of config.augment: exponents of pairs, and the search for them.
+
+    Args:
+        max_items: newest items of a history that are read.
+    """
     pairs = config.augment
-    artifacts["exponents"] = [float(x) for x in (pairs.alpha, pairs.beta, pairs.gamma)]
-    if pairs.search:
-        rows = genpas.search(
-            loaded.split.train,
-            loaded.split.valid,
-            max_items=config.model.max_items,
-            seed=config.seed,
-        )
-        artifacts["search"] = [
-            [*map(float, row.exponents), row.kl, row.ratio] for row in rows if row.ratio > 0
-        ]
-        artifacts["exponents"] = artifacts["search"][0][:3]
-        print("pairs: alpha, beta, gamma = {:g}, {:g}, {:g}".format(*artifacts["exponents"]))
-    return artifacts
+    if not pairs.search:
+        return {"exponents": [float(x) for x in (pairs.alpha, pairs.beta, pairs.gamma)]}
+    rows = genpas.search(
+        loaded.split.train, loaded.split.valid, max_items=max_items, seed=config.seed
+    )
+    found = [[*map(float, row.exponents), row.kl, row.ratio] for row in rows if row.ratio > 0]
+    exponents = found[0][:3]
+    print("pairs: alpha, beta, gamma = {:g}, {:g}, {:g}".format(*exponents))
+    return {"search": found, "exponents": exponents}
 
 
 def load_catalogue(artifacts: Mapping[str, Any]) -> Catalogue:
@@ -148,6 +155,77 @@ def draw_pairs(
         "users": rows["user"],
         "target": sids[rows["target"]],
     }
+
+
+def make_generator(
+    model: Model,
+    catalogue: Catalogue,
+    eval_config: BeamEval,
+    *,
+    max_items: int,
+    softmax: str = "digit",
+    children_only: bool = False,
+) -> Generator:
+    """Makes what decoding asks of a model: beam search, and scores teacher forced.
+
+    Args:
+        max_items: newest items of a history that are read.
+        softmax: what the negative log-probabilities are normalised over, "digit" or "full".
+        children_only: score no code that the trie does not allow, see `beam.make_generator`.
+    """
+
+    def search(params: Any, histories: Histories, trie: Trie) -> Beams:
+        return beam.search(
+            model,
+            params,
+            *histories,
+            trie,
+            shape=catalogue.shape,
+            beams=eval_config.beams,
+            normaliser=eval_config.normaliser,
+            constrained=eval_config.constrained,
+            children_only=children_only,
+        )
+
+    def nats(params: Any, histories: Histories, targets: jax.Array) -> jax.Array:
+        logits: Any = model.apply({"params": params}, *histories, targets)
+        log_probs = digits.target_log_probs(logits, targets, model.sizes, softmax)
+        return -log_probs.sum(axis=1)
+
+    def score_catalogue(
+        params: Any, histories: Histories, sids: jax.Array, trie: Trie
+    ) -> jax.Array:
+        return exact.exact_scores(
+            model,
+            params,
+            *histories,
+            sids,
+            normaliser=eval_config.normaliser,
+            trie=trie,
+            shape=catalogue.shape,
+        )
+
+    return Generator(max_items, search, nats, score_catalogue)
+
+
+Batches = Callable[[int, tuple[int, int] | None], dict[str, np.ndarray]]
+"""(step, rows of this host or None for all) -> the batch of that step."""
+
+
+def make_pair_batches(
+    config: ConfigDict,
+    train: Sequences,
+    exponents: augment.Exponents,
+    constants: Mapping[str, np.ndarray],
+) -> Batches:
+    """Makes what the device draws pairs from, the same at every step.
+
+    Args:
+        constants: leaves that are sent beside it: "sids" int32 [N, L], and what else a loss reads.
+    """
+    tables, _ = augment.strategy(train, config.augment.pairs, exponents)
+    whole = {**wiring.make_pair_batch(tables, config.augment.rows), **constants}
+    return lambda step, rows: wiring.take_rows(whole, rows)
 
 
 class Decoder:
@@ -229,11 +307,29 @@ def pad_rows(array: np.ndarray, size: int) -> np.ndarray:
     return np.pad(array, ((0, size - len(array)), *((0, 0),) * (array.ndim - 1)))
 
 
-class Evaluation:
-    """Computes metrics and answers of a state whose SIDs are the catalogue's."""
+Beside = Callable[[str, Ranking], dict[str, Any]]
+"""(split, ranking of its queries) -> metrics that stand beside those of the ranking."""
 
-    def __init__(self, config: ConfigDict, artifacts: Mapping[str, Any], decoder: Decoder) -> None:
+
+class Evaluation:
+    """Computes metrics and answers of a state whose SIDs are the catalogue's.
+
+    Args:
+        params_of: state -> what the decoder is given; None takes state["params"].
+        beside: further metrics of a ranking.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        artifacts: Mapping[str, Any],
+        decoder: Decoder,
+        params_of: Callable[[Mapping[str, Any]], Any] | None = None,
+        beside: Beside | None = None,
+    ) -> None:
         self.decoder = decoder
+        self._params_of = params_of
+        self._beside = beside
         self.loaded: Callable[[], Loaded] = wiring.load_lazily(config, artifacts)
         self._config = config
         self._artifacts = artifacts
@@ -259,6 +355,8 @@ class Evaluation:
                 "uniform guess"
             )
         out |= summarize_decoded(split, queries, decoded)
+        if self._beside is not None:
+            out |= self._beside(split, ranking)
         if split == "test" and self._eval.exact:
             scores = self.decoder.score_catalogue(params, queries)
             ranks = metrics.ranks(scores, queries.targets, queries.history)
@@ -334,7 +432,7 @@ class Evaluation:
                 "the checkpoint was trained with another SID table than the one beside it: its "
                 f"hash begins with {trained_with[:12]}, the table's with {expected[:12]}"
             )
-        return state["params"]
+        return state["params"] if self._params_of is None else self._params_of(state)
 
 
 def summarize_decoded(split: str, queries: Queries, items: np.ndarray) -> dict[str, float]:
