@@ -13,7 +13,8 @@ import pytest
 
 from experiments.runner import checkpoint, reopen
 from experiments.systems.rec import tiger
-from rec import metrics
+from experiments.systems.rec.recommenders import generators, wiring
+from rec import augment, metrics
 from tests.learning import SEEDS, leave, mean, place, train_all
 
 pytestmark = pytest.mark.slow
@@ -111,6 +112,52 @@ def test_tiger_on_sports(tmp_path: Path) -> None:
     assert found > mean(runs["sports"], "item_knn/test/recall@10")
 
 
+STRATEGIES = {
+    "last target": ("--config.augment.pairs=last_target",),
+    "prefixes": ("--config.augment.pairs=prefixes",),
+    "windows": ("--config.augment.pairs=windows",),
+    "search": ("--config.augment.pairs=genpas", "--config.augment.search=True"),
+}
+# tiger:t5, which draws pairs, a sixth of its updates; the stream has weights instead, all its own.
+DRAWN = (
+    "--config.train.steps=600",
+    "--config.optim.decay=600",
+    "--config.eval.every=300",
+    "--config.train.save_every=300",
+)
+
+
+def kl_of_targets(workdir: Path) -> float:
+    """KL(validation targets || training targets) of what a run trained on, in nats."""
+    asm, manager = reopen.open_run(workdir)
+    manager.close()
+    split = wiring.load(asm.config).split
+    wanted = np.bincount(split.valid.targets, minlength=split.train.num_items)
+    exponents = generators.choose_exponents(asm.config, asm.artifacts)
+    if asm.config.augment.pairs == "windows":
+        shares = augment.window_shares(split.train)
+    else:
+        shares = augment.target_shares(split.train, exponents.alpha, exponents.beta)
+    return augment.divergence(wanted.astype(float), shares)
+
+
+@pytest.mark.data
+def test_which_pairs_a_generator_is_trained_on(tmp_path: Path) -> None:
+    """GenPAS judged: strategies at equal updates, three seeds, recall@10 beside the distance of
+    their targets from those of validation. Which is best is reported, not asserted."""
+    drawn = {f"pairs, {name}": (*DRAWN, *options) for name, options in STRATEGIES.items()}
+    stream = {f"stream, {name}": options for name, options in STRATEGIES.items()}
+    runs = train_all(tmp_path, "tiger:t5", drawn) | train_all(tmp_path, "tiger", stream)
+    for name, results in runs.items():
+        system = "tiger" if name in stream else "tiger:t5"
+        for result in results:
+            workdir = place(tmp_path, system, name, result["seed"])
+            result["metrics"]["pairs/kl"] = kl_of_targets(workdir)
+    leave("rec_genpas", "recall@10 above popularity whatever the pairs", runs)
+    for results in runs.values():
+        assert mean(results, "test/recall@10") > mean(results, "popularity/test/recall@10")
+
+
 @pytest.mark.data
 def test_sasrec_on_beauty(tmp_path: Path) -> None:
     runs = train_all(tmp_path, "sasrec", {"sasrec": ()})
@@ -119,18 +166,37 @@ def test_sasrec_on_beauty(tmp_path: Path) -> None:
     assert mean(runs["sasrec"], "test/recall@10") >= FROZEN * CALIBRATED["sasrec"]
 
 
+PLANTED = (
+    "--config.data.format=planted",
+    "--config.data.name=planted",
+    "--config.data.core=0",
+    "--config.data.users=400",
+    "--config.sid.codes=8",
+    "--config.sid.init_rows=512",
+    "--config.sid.conflict=digit",
+    "--config.train.steps=240",
+    "--config.optim.decay=240",
+    "--config.eval.every=60",
+)
+
+
 def test_tiger_on_a_planted_tree(tmp_path: Path) -> None:
-    """At least .9 of the recall@10 of the law the users follow, over SIDs fitted to their texts."""
-    planted = (
-        "--config.data.format=planted",
-        "--config.data.name=planted",
-        "--config.data.core=0",
-        "--config.sid.codes=8",
-        "--config.sid.init_rows=512",
-        "--config.sid.conflict=digit",
-        "--config.train.steps=4000",
-    )
-    runs = train_all(tmp_path, "tiger", {"planted": planted}, seeds=(0,))
-    leave("rec_tiger_planted", "recall@10 >= .9 of the Bayes-optimal one", runs)
-    found, best = (mean(runs["planted"], f"{n}test/recall@10") for n in ("", "bayes/"))
-    assert np.isfinite(best) and found >= 0.9 * best, (found, best)
+    """400 users over 512 items: too few to count successors of most items, while digits share what
+    is seen. The tree, its users and the model are others with every seed; each is compared with
+    successor counts on its own users, and the mean lies outside the paired bootstrap over all of
+    them. Beside it stand the best that any ranker can do, and SIDs that mean nothing."""
+    conditions = {"planted": PLANTED, "shuffled SIDs": (*PLANTED, SHUFFLED)}
+    runs = train_all(tmp_path, "tiger", conditions)
+    leave("rec_tiger_planted", "recall@10 above successor counts, users of three trees", runs)
+    ours = []
+    counted = []
+    for seed in SEEDS:
+        workdir = place(tmp_path, "tiger", "planted", seed)
+        ours.append(hits(workdir))
+        ranks = reopen.open_run(workdir)[0].artifacts["ranks"]["successor"]
+        counted.append(metrics.recall(np.asarray(ranks), 10))
+    interval = metrics.paired_bootstrap(np.concatenate(ours), np.concatenate(counted))
+    best = mean(runs["planted"], "bayes/test/recall@10")
+    print(f"tiger - successor, recall@10: {interval}; the best possible is {best:.4f}")
+    assert interval.low > 0
+    assert mean(runs["planted"], "test/recall@10") < best
