@@ -4,6 +4,7 @@
     python experiments/bench.py banyan [--json=FILE] [--repeats=7]
     python experiments/bench.py loop
     python experiments/bench.py attention
+    python experiments/bench.py decode
     python experiments/bench.py peers
     python experiments/bench.py rec
     python experiments/bench.py sampler
@@ -29,7 +30,7 @@ if __package__ in (None, ""):  # run as a script: the checkout, not this folder,
 
 from experiments.runner import bench, folder, memory
 
-BENCHES = ("attention", "banyan", "loop", "peers", "rec", "sampler")
+BENCHES = ("attention", "banyan", "decode", "loop", "peers", "rec", "sampler")
 MIN_REPEATS = 5
 
 

@@ -24,6 +24,7 @@ class Case(NamedTuple):
     work: float
     run: Callable[[int], None]  # takes the index of the repeat, blocks until done
     columns: Mapping[str, Any] = MappingProxyType({})  # more of its row, known beforehand
+    is_latency: bool = False  # also says how long a step takes, and rows of `envs` a second
 
 
 class Missing(NamedTuple):
@@ -66,6 +67,13 @@ def measure(cases: Iterable[Case | Missing], repeats: int) -> tuple[list[dict], 
                 **case.columns,
             }
         )
+        if case.is_latency:
+            slowest = float(np.percentile(found, 5))  # of rates: the 95th percentile of times
+            rows[-1] |= {
+                "p50_ms": 1e3 / float(median),
+                "p95_ms": 1e3 / slowest,
+                "users_per_s": float(median) * case.envs,
+            }
         if "flop" in case.columns:
             rows[-1]["tflops"] = float(median) * case.columns["flop"] / 1e12
     return rows, missing

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages of experiments/results, in Markdown: an index, a page a system, benches, tests, TPUs."""
+"""Pages of experiments/results, in Markdown: an index, a page a system, benches, tests, TPUs, and
+two of generative recommenders."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from experiments.runner import names
 from experiments.runner.pages import Cell, Table, markdown, markdown_table
 from experiments.runner.result_files import Found, grouped, system_of
+from experiments.runner.result_rec import pairs_text, speedup_text
 from experiments.runner.result_rows import ROWS, compared_in, entry_of, results_table
 from experiments.runner.result_series import PLOTS, Plot
 from experiments.runner.result_tables import (
@@ -148,6 +150,12 @@ def compiles_page(found: Found) -> str:
     return "\n".join(["# Compiled for TPUs\n", GENERATED, intro, text])
 
 
+def with_note(text: str) -> str:
+    """A page whose text begins with its title, with the note that it is generated."""
+    title, rest = text.split("\n", 1)
+    return f"{title}\n\n{GENERATED}{rest}"
+
+
 def index_page(found: Found) -> str:
     """Every page and every file."""
     intro = GENERATED.replace(" [All results](README.md)", "")
@@ -160,7 +168,8 @@ def index_page(found: Found) -> str:
         "A capital BELOW is a loss. Intervals are 95 %: over users where a run stores them (of "
         "several seeds the widest), else bootstrapped over seeds or splits; one seed has none. "
         "Other pages: [benches](bench.md), [tests and last bits](tests.md), [programs compiled for "
-        "TPUs](compiles.md).\n"
+        "TPUs](compiles.md), [what the speed-up of decoding is made of](speedup.md), [which pairs to "
+        "train on](genpas.md).\n"
     )
     table = markdown_table(Table(("file", "kind", "commit"), files))
     return "\n".join(["# Results\n", intro, results_table(found), text, "## Files\n", table])
@@ -171,6 +180,8 @@ def pages(found: Found, series: Mapping[str, Mapping[str, Any]]) -> dict[str, st
     texts = {"README.md": index_page(found), "bench.md": bench_page(found, series)}
     texts["tests.md"] = tests_page(found)
     texts["compiles.md"] = compiles_page(found)
+    texts["speedup.md"] = with_note(speedup_text(found))
+    texts["genpas.md"] = with_note(pairs_text(found))
     for system in names.systems():
         texts[f"{system}.md"] = system_page(system, found, series)
     return {name: f"{text.rstrip()}\n" for name, text in texts.items()}

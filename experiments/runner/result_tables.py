@@ -63,15 +63,15 @@ def check_text(check: Mapping[str, Any]) -> str:
     for condition, result in conditions.items():
         runs = result["runs"]
         wall = sum(run["wall_s"] for run in runs) / len(runs)
-        measured = [_measured(name, [run["metrics"] for run in runs]) for name in metrics]
-        columns[condition] = [str(len(runs)), *measured, short(wall)]
+        cells = [measured(name, [run["metrics"] for run in runs]) for name in metrics]
+        columns[condition] = [str(len(runs)), *cells, short(wall)]
     names = ("seeds", *metrics, "wall time of a run")
     if len(conditions) <= 4 < len(metrics):
         head = ("", *conditions)
         rows = [[name, *(columns[c][i] for c in conditions)] for i, name in enumerate(names)]
     else:
         head = ("condition", *names)
-        rows = [[condition, *cells] for condition, cells in columns.items()]
+        rows = [[condition, *columns[condition]] for condition in conditions]
     table = Table(head, [[Cell(text) for text in row] for row in rows])
     commands = [
         f"    {today(result['runs'][0]['command'])}{_others(result['runs'])}"
@@ -89,15 +89,15 @@ def _others(runs: Sequence[Run]) -> str:
     return f"  # and {len(runs) - 1} more" if len(runs) > 1 else ""
 
 
-def _measured(name: str, runs: Sequence[Mapping[str, float]]) -> str:
+def measured(name: str, runs: Sequence[Mapping[str, float]]) -> str:
     """Mean ± deviation over runs, or of one run its own deviation over splits, <name>/std."""
-    measured = [run for run in runs if name in run]
-    if not measured:
+    with_it = [run for run in runs if name in run]
+    if not with_it:
         return "not measured"
-    deviation = spread([run[name] for run in measured])
+    deviation = spread([run[name] for run in with_it])
     if len(runs) == 1:
         deviation = runs[0].get(f"{name}/std", deviation)
-    mean = number(fmean(run[name] for run in measured))
+    mean = number(fmean(run[name] for run in with_it))
     return mean if math.isnan(deviation) else f"{mean} ± {number(deviation)}"
 
 
