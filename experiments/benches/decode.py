@@ -5,8 +5,8 @@ Sizes are the reference's (TIGER: 4 + 4 layers, 4.6M parameters, 20 items, 4 dig
 students of spec sid_mlp 1.2 and 1.5), weights random, the catalogue 10,000 random SIDs. Rows are
 called NAME-bB-mM: B histories at once, M beams; a step is a whole batch.
 
-    library-end     stock generation in JAX (benches/rec.py): states, keys and values of the encoder
-                    for every beam, all beams at the first digit, an end token after the last
+    library-end     stock generation in JAX (benches/generation.py): states, keys and values of the
+                    encoder for every beam, all beams at digit one, an end token after the last
     library         the same without the end token
     shared          the same with keys and values once for a history
     free            one beam at the first digit: our search without a trie
@@ -35,8 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benches import peer_models, peers
-from experiments.benches import rec as rec_bench
+from experiments.benches import generation, peer_models, peers
 from experiments.configs.rec import sasrec as sasrec_config
 from experiments.runner import settings
 from experiments.runner.bench import Case, Missing
@@ -115,14 +114,14 @@ class Bench(NamedTuple):
 
 def make_bench() -> Bench:
     """Makes teacher and students with random parameters; both students have the same heads."""
-    teacher = Tiger(rec_bench.CONFIG, rec_bench.SIZES)
-    params = rec_bench.initial(teacher)
+    teacher = Tiger(generation.CONFIG, generation.SIZES)
+    params = generation.initial(teacher)
     student = SidMlp(DISTILL, teacher)
     mixed = student.clone(reader=Mixer(MIXER, len(teacher.sizes), False, False))
-    one = (*rec_bench.inputs(1, 2, teacher.sizes), jnp.zeros((1, len(teacher.sizes)), jnp.int32))
+    one = (*generation.inputs(1, 2, teacher.sizes), jnp.zeros((1, len(teacher.sizes)), jnp.int32))
     of_mixed = {**jax.jit(mixed.init)(jax.random.key(1), *one)["params"], "teacher": params}
     of_student = {name: leaf for name, leaf in of_mixed.items() if name != "reader"}
-    trie, shape = tries.build(rec_bench.random_catalogue(ITEMS), teacher.sizes)
+    trie, shape = tries.build(generation.random_catalogue(ITEMS), teacher.sizes)
     all_params = {"teacher": params, "student": of_student, "mixed": of_mixed}
     return Bench(teacher, student, mixed, all_params, trie, shape)
 
@@ -140,7 +139,7 @@ def make_rows(bench: Bench) -> dict[str, Row]:
 
     def library(**options: bool) -> Row:
         def make(beams: int) -> Search:
-            return lambda params, history, mask, users, trie: rec_bench.library_beams(
+            return lambda params, history, mask, users, trie: generation.library_beams(
                 bench.teacher, params, history, mask, users, beams, **options
             )
 
@@ -191,7 +190,7 @@ def make_encoder(teacher: Tiger) -> Search:
 def make_sasrec() -> Row:
     """Makes the ranker of configs/rec/sasrec.py over as many items as there are SIDs."""
     cfg = settings.groups(sasrec_config.get_config("base"))["model"]
-    cfg = dataclasses.replace(cfg, max_items=rec_bench.ITEMS, dropout=0.0)
+    cfg = dataclasses.replace(cfg, max_items=generation.ITEMS, dropout=0.0)
     model = SASRec(cfg, ITEMS)
     history = jnp.zeros((1, 1), jnp.int32)
     params = jax.jit(model.init)(jax.random.key(0), history, history == 0)["params"]
@@ -218,8 +217,8 @@ def check_agreement(bench: Bench, rows: Mapping[str, Row]) -> None:
         ValueError: two of them differ: the comparison would be void.
     """
     for options in ({"has_end": True}, {}, {"copies_memory": False}):
-        rec_bench.check_agreement(bench.teacher, bench.params["teacher"], **options)
-    batch = rec_bench.inputs(2, 4, bench.teacher.sizes)
+        generation.check_agreement(bench.teacher, bench.params["teacher"], **options)
+    batch = generation.inputs(2, 4, bench.teacher.sizes)
     for name, other in (("folded", "heads"), ("children", "folded"), ("mixer-masked", "mixer")):
         codes = [
             np.asarray(jax.jit(rows[row].make(10))(rows[row].params, *batch, bench.trie).codes)
@@ -245,15 +244,15 @@ def cases() -> Iterator[Case | Missing]:
     for size in OTHERS:
         for name in GRID:
             yield make_case(name, *size, rows[name], bench)
-    yield make_transformers()
+    yield make_transformers(label("transformers", *FIRST))
 
 
 def make_case(name: str, batch_size: int, beams: int, row: Row, bench: Bench) -> Case:
     """Compiles a row for one size."""
-    batch = rec_bench.inputs(batch_size, rec_bench.ITEMS, bench.teacher.sizes)
+    batch = generation.inputs(batch_size, generation.ITEMS, bench.teacher.sizes)
     arguments = (row.params, *batch, bench.trie)
     compiled = jax.jit(row.make(beams)).lower(*arguments).compile()
-    flop = rec_bench.flop(compiled)
+    flop = generation.flop(compiled)
     memory = compiled.memory_analysis()
     columns = {
         "beams": beams,
@@ -275,13 +274,12 @@ def label(name: str, batch_size: int, beams: int) -> str:
     return f"{name}-b{batch_size}-m{beams}"
 
 
-def make_transformers() -> Case | Missing:
-    """Makes generate of transformers with the weights of ours.
+def make_transformers(name: str) -> Case | Missing:
+    """Makes generate of transformers at FIRST with the weights of ours.
 
     Raises:
         ValueError: it has another loss than ours.
     """
-    name = label("transformers", *FIRST)
     ours = peer_models.MODELS["tiger"]()
     side = peers.JaxSide(ours)
     peer = peers.make_peer(peers.load_peers(), ours, side.variables())
@@ -291,7 +289,12 @@ def make_transformers() -> Case | Missing:
     if not abs(losses[0] - losses[1]) <= peers.SAME_START * abs(losses[0]):
         raise ValueError(f"loss is {losses[0]} here and {losses[1]} in PyTorch: the peer differs")
     columns = {"beams": FIRST[1], "params": peer.num_params}
-    return Case(name, FIRST[0], 1.0, lambda repeat: peer.generate(), columns, is_latency=True)
+
+    def run(repeat: int) -> None:
+        del repeat
+        peer.generate()
+
+    return Case(name, FIRST[0], 1.0, run, columns, is_latency=True)
 
 
 def ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

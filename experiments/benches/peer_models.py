@@ -16,7 +16,7 @@ from attention.lm import sampler
 from attention.lm import training as lm_training
 from attention.lm.config import LMConfig
 from attention.lm.optim_config import OptimConfig as LMOptimConfig
-from experiments.benches import rec as rec_bench
+from experiments.benches import generation
 from experiments.configs.attention import lm as lm_config
 from experiments.configs.graph import pencil as pencil_config
 from experiments.configs.rec import sasrec as sasrec_config
@@ -203,7 +203,7 @@ def make_tiger(
     catalogue: np.ndarray,
 ) -> Ours:
     """Makes the generator of SIDs; catalogue: int32 [N, L] SIDs, N >= rows."""
-    history, mask, users = rec_bench.inputs(rows, cfg.max_items, sizes)
+    history, mask, users = generation.inputs(rows, cfg.max_items, sizes)
     batch = {"history": history, "mask": mask, "users": users, "target": catalogue[:rows]}
     model = Tiger(cfg, sizes)
     tx = rec_training.optimizer(optim)
@@ -316,12 +316,12 @@ def _base_sasrec() -> Ours:
 
 def _base_tiger() -> Ours:
     return make_tiger(
-        rec_bench.CONFIG,
-        rec_bench.OPTIM,
-        sizes=rec_bench.SIZES,
-        rows=rec_bench.ROWS,
-        beams=rec_bench.BEAMS,
-        catalogue=rec_bench.random_catalogue(CATALOGUE),
+        generation.CONFIG,
+        generation.OPTIM,
+        sizes=generation.SIZES,
+        rows=generation.ROWS,
+        beams=generation.BEAMS,
+        catalogue=generation.random_catalogue(CATALOGUE),
     )
 
 

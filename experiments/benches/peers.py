@@ -3,7 +3,7 @@
 
     lm        configs/attention/lm.py :base, 12 rows of 64 characters
     sasrec    configs/rec/sasrec.py :base without dropout, 128 rows of 50 positions, 803 items
-    tiger     the sizes of benches/rec.py, 32 histories of 20 items; the peer is T5 of transformers
+    tiger     benches/generation.py, 32 histories of 20 items; the peer is T5 of transformers
     pencil    configs/graph/pencil.py :base, 64 links of up to 82 tokens
 
 Rows NAME-train are whole updates (gradients, clipping, AdamW) on a batch that lies ready,

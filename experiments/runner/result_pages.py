@@ -168,8 +168,8 @@ def index_page(found: Found) -> str:
         "A capital BELOW is a loss. Intervals are 95 %: over users where a run stores them (of "
         "several seeds the widest), else bootstrapped over seeds or splits; one seed has none. "
         "Other pages: [benches](bench.md), [tests and last bits](tests.md), [programs compiled for "
-        "TPUs](compiles.md), [what the speed-up of decoding is made of](speedup.md), [which pairs to "
-        "train on](genpas.md).\n"
+        "TPUs](compiles.md), [what the speed-up of decoding is made of](speedup.md), [which pairs "
+        "to train on](genpas.md).\n"
     )
     table = markdown_table(Table(("file", "kind", "commit"), files))
     return "\n".join(["# Results\n", intro, results_table(found), text, "## Files\n", table])

@@ -14,8 +14,8 @@ STUDENTS = ("rec_sid_mlp.json", "rec_sid_mlp_pp.json")
 PAIRS = "rec_genpas.json"
 RECALL = ("test/ndcg@10", "test/recall@10", "teacher/test/ndcg@10", "test/recovery")
 NOT_HERE = (
-    "Not measured (they need an H200): 512 histories at once, 200 beams, peak memory on the device, "
-    "whole Beauty and LETTER-Instruments checkpoints."
+    "Not measured (they need an H200): 512 histories at once, 200 beams, peak memory on the "
+    "device, whole Beauty and LETTER-Instruments checkpoints."
 )
 
 

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benches import rec
+from experiments.benches import generation
 from rec.models import digits, tiger
 from rec.models.config import TigerConfig
 from rec.models.tiger import Tiger
 from tests import jitter
 from tests.tiers import deep
 
-PAPER = dataclasses.replace(rec.CONFIG, dropout=0.1, softmax="digit", scan=True)
+PAPER = dataclasses.replace(generation.CONFIG, dropout=0.1, softmax="digit", scan=True)
 SMALL = dataclasses.replace(
     PAPER, width=16, heads=2, head_dim=8, mlp_width=24, layers=2, dropout=0.0, user_tokens=5
 )
