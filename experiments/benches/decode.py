@@ -117,7 +117,7 @@ def make_bench() -> Bench:
     teacher = Tiger(generation.CONFIG, generation.SIZES)
     params = generation.initial(teacher)
     student = SidMlp(DISTILL, teacher)
-    mixed = student.clone(reader=Mixer(MIXER, len(teacher.sizes), False, False))
+    mixed = student.clone(reader=make_mixer(MIXER))
     one = (*generation.inputs(1, 2, teacher.sizes), jnp.zeros((1, len(teacher.sizes)), jnp.int32))
     of_mixed = {**jax.jit(mixed.init)(jax.random.key(1), *one)["params"], "teacher": params}
     of_student = {name: leaf for name, leaf in of_mixed.items() if name != "reader"}
@@ -126,12 +126,15 @@ def make_bench() -> Bench:
     return Bench(teacher, student, mixed, all_params, trie, shape)
 
 
+def make_mixer(cfg: MixerConfig) -> Mixer:
+    """Makes the encoder of SID-MLP++; there are neither user tokens nor separators."""
+    return Mixer(cfg, len(generation.SIZES), has_user=False, has_separators=False)
+
+
 def make_rows(bench: Bench) -> dict[str, Row]:
     """Makes {name: what it runs}, in the order of the docstring."""
     params = bench.params
-    masked = bench.mixed.clone(
-        reader=bench.mixed.reader.clone(cfg=dataclasses.replace(MIXER, form="masked"))
-    )
+    masked = bench.mixed.clone(reader=make_mixer(dataclasses.replace(MIXER, form="masked")))
     folded = bench.student.clone(folded=True)
     folded_params = sid_mlp.fold(bench.student, params["student"])
     mixed_folded = sid_mlp.fold(bench.mixed, params["mixed"])
@@ -156,8 +159,8 @@ def make_rows(bench: Bench) -> dict[str, Row]:
 
         return Row(make, params)
 
-    children = {"normaliser": "children"}
-    alone = {"normaliser": "children", "children_only": True}
+    children: dict[str, Any] = {"normaliser": "children"}
+    alone: dict[str, Any] = {"normaliser": "children", "children_only": True}
     return {
         "library-end": library(has_end=True),
         "library": library(),
@@ -220,11 +223,11 @@ def check_agreement(bench: Bench, rows: Mapping[str, Row]) -> None:
         generation.check_agreement(bench.teacher, bench.params["teacher"], **options)
     batch = generation.inputs(2, 4, bench.teacher.sizes)
     for name, other in (("folded", "heads"), ("children", "folded"), ("mixer-masked", "mixer")):
-        codes = [
+        found, expected = (
             np.asarray(jax.jit(rows[row].make(10))(rows[row].params, *batch, bench.trie).codes)
             for row in (name, other)
-        ]
-        if not np.array_equal(*codes):
+        )
+        if not np.array_equal(found, expected):
             raise ValueError(f"{name} finds other beams than {other}: the comparison would be void")
 
 
@@ -254,6 +257,7 @@ def make_case(name: str, batch_size: int, beams: int, row: Row, bench: Bench) ->
     compiled = jax.jit(row.make(beams)).lower(*arguments).compile()
     flop = generation.flop(compiled)
     memory = compiled.memory_analysis()
+    assert memory is not None  # every backend of ours has one
     columns = {
         "beams": beams,
         "flop": flop,
