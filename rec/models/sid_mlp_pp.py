@@ -36,7 +36,12 @@ class Affine(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         out = layers.matmul(x, self.kernel)
-        return out + self.shift if self.bias else out
+        return out + along_last(self.shift, out) if self.bias else out
+
+
+def along_last(vector: jax.Array, like: jax.Array) -> jax.Array:
+    """A vector [D] with leading axes of length 1, as many as `like` has."""
+    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
 
 
 class LayerNorm(nn.Module):
@@ -74,7 +79,7 @@ class PositionMLP(nn.Module):
     def __call__(self, x: jax.Array, mean: jax.Array) -> jax.Array:
         """[B, S, D] of tokens [B, S, D] and the mean [B, D] of their history."""
         own, shared = self.up.kernel[: self.width], self.up.kernel[self.width :]
-        of_history = layers.matmul(mean, shared) + self.up.shift
+        of_history = layers.matmul(mean, shared) + self.up.shift[None]
         return self._finish(layers.matmul(x, own) + of_history[:, None])
 
     def joined(self, x: jax.Array, mean: jax.Array) -> jax.Array:

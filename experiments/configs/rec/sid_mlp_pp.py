@@ -75,7 +75,7 @@ def get_config(arg: str = "base") -> ConfigDict:
     config.optim_mixer = ConfigDict(config.optim.to_dict())
     if arg == "tiny":
         config.distill.brief_teacher = "tiny_t5"
-        config.mixer.update({"layers": 1, "width": 16, "positions": 16, "updates": 15})
+        config.mixer.update({"layers": 1, "width": 16, "positions": 32, "updates": 15})
         config.optim.update({"warmup": 2, "decay": 15})
     if arg in ("h200", "paper"):
         config.mixer.update({"layers": 4, "width": 2048, "updates": config.optim.decay})

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wiring of SID-MLP++: an encoder of MLPs is fitted to the teacher's states, then read-out and heads
-are distilled on its own."""
+"""Wiring of SID-MLP++: an encoder of MLPs is fitted to the teacher's states, then read-out and
+heads are distilled on its own."""
 
 from collections.abc import Mapping
 from typing import Any
