@@ -86,7 +86,7 @@ def library_beams(
     memory, ids = call(Tiger.read, history, mask, users)
     copies = beams if copies_memory else 1
     hidden, cache = call(first, jnp.repeat(memory, copies, axis=0), jnp.repeat(ids, copies, axis=0))
-    scores = jnp.where(jnp.arange(beams) == 0, 0.0, -1e9) * jnp.ones((B, 1))
+    scores = jnp.broadcast_to(jnp.where(jnp.arange(beams) == 0, 0.0, -1e9)[None], (B, beams))
     codes = jnp.zeros((B, beams, 0), jnp.int32)
     for level in range(L + has_end):
         log_probs = jax.nn.log_softmax(call(Tiger.logits, hidden), axis=-1)
@@ -150,15 +150,17 @@ def flop(compiled: Any) -> float:
 def check_agreement(model: Tiger, params: Any, beams: int = 5, **options: bool) -> None:
     """Raises ValueError unless the peer's beams are our free ones; options: of `library_beams`."""
     some = inputs(3, 4, model.sizes)
-    theirs, _ = library_beams(model, params, *some, beams, **options)
-    ours = beam.search(model, params, *some, beams=beams, normaliser="full").codes
+    search = functools.partial(beam.search, model, beams=beams, normaliser="full")
+    library = functools.partial(library_beams, model, beams=beams, **options)
+    theirs, _ = jax.jit(library)(params, *some)
+    ours = jax.jit(search)(params, *some).codes
     if options.get("has_end"):  # the same beams in another order
-        theirs, ours = (np.sort(_numbers(codes, model.sizes)) for codes in (theirs, ours))
+        theirs, ours = (np.sort(number_codes(codes, model.sizes)) for codes in (theirs, ours))
     if not np.array_equal(theirs, ours):
         raise ValueError("the peer finds other beams than ours: the comparison would be void")
 
 
-def _numbers(codes: jax.Array, sizes: Sequence[int]) -> np.ndarray:
+def number_codes(codes: jax.Array, sizes: Sequence[int]) -> np.ndarray:
     """One number for each row of codes, int64 [B, M] of int32 [B, M, L]."""
     numbers = np.zeros(codes.shape[:2], np.int64)
     for level, size in enumerate(sizes):
