@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SID-MLP: what a trained generator knows of the next item, in an MLP per digit.
 
-Guo, Hou, Ju, Shah and McAuley 2026. A frozen teacher reads the history; one attention reads its
+Guo et al. 2026. A frozen teacher reads the history; one attention reads its
 states H out into a vector z, and digit t has the logits
 
     f_t([z; e(c_1); ...; e(c_t-1)]),   f = Linear, norm, GELU, dropout, Linear
