@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SID-MLP: what a trained generator knows of the next item, in an MLP per digit.
 
-Guo, Hou, Ju, Shah and McAuley 2026. A frozen teacher reads the history; one attention reads its
+Guo et al. 2026. A frozen teacher reads the history; one attention reads its
 states H out into a vector z, and digit t has the logits
 
     f_t([z; e(c_1); ...; e(c_t-1)]),   f = Linear, norm, GELU, dropout, Linear
@@ -260,14 +260,15 @@ class SidMlp(nn.Module):
         """
         inputs = (history, mask, users)
         error = jnp.zeros(())
-        asks = bool(self.cfg.alpha) or isinstance(self.reader, Mixer)
-        wanted, ids, by_teacher = self.teacher.teach(*inputs, target) if asks else (None, None, [])
-        if self.reader is None and asks:
-            states = wanted
+        by_teacher: list[jax.Array] = []
+        if self.cfg.alpha or isinstance(self.reader, Mixer):
+            states, ids, by_teacher = self.teacher.teach(*inputs, target)
+            if isinstance(self.reader, Mixer):
+                wanted = jax.lax.stop_gradient(states)
+                states, ids = self.history_states(*inputs)
+                error = states_error(states, wanted, ids)
         else:
             states, ids = self.history_states(*inputs, deterministic=deterministic)
-        if isinstance(self.reader, Mixer):
-            error = states_error(states, jax.lax.stop_gradient(wanted), ids)
         z = self._summarize(states, ids, deterministic)
         if self.cfg.control == "shuffled_labels":
             by_teacher = [jnp.roll(logits, 1, axis=0) for logits in by_teacher]

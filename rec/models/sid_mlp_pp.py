@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An encoder of MLPs in place of self attention: the reader of SID-MLP++.
 
-Guo, Hou, Ju, Shah and McAuley 2026. Token i at digit position a(i) of a history becomes, layer by
+Guo et al. 2026. Token i at digit position a(i) of a history becomes, layer by
 layer,
 
     x_i + F_a(i)([x_i; g]),   g = the mean of the valid x

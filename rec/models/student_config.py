@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sizes and losses of students that are distilled from a generator, checked before JAX is imported.
 
-Guo, Hou, Ju, Shah and McAuley 2026, "MLPs are Efficient Distilled Generative Recommenders".
+Guo et al. 2026, "MLPs are Efficient Distilled Generative Recommenders".
 """
 
 import dataclasses

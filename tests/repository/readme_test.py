@@ -28,6 +28,7 @@ PAPERS = {
     "OGB|ogbl-": "Open Graph Benchmark",
     "GRID|Ju et al": "Practitioner's Handbook",
     "TIGER|Rajput et al": "Generative Retrieval",
+    "SID-MLP|sid_mlp|Guo": "MLPs are Efficient Distilled",
     "SASRec|Kang and McAuley": "Self-Attentive Sequential",
     "RQ-VAE|rqvae": "Residual Quantization",
     "R-VQ|rvq": "SoundStream",

@@ -203,7 +203,7 @@ def test_a_run_folder_stays_whole_without_its_teacher(
     teacher = tmp_path / "teacher"
     short = {"train__steps": 4, "train__save_every": 4, "eval__every": 4}
     config = names.config_module("tiger").get_config(variant)
-    config.data.users = 60
+    config.data.update(tiny(system, **SMALL).data)
     config.train.update({"steps": 4, "save_every": 4})
     config.eval.update({"every": 4, "draws": 10})
     loop.train(config, teacher)

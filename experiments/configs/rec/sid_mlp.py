@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SID-MLP: a trained generator of semantic IDs is distilled into an MLP per digit.
 
-Paper: Guo, Hou, Ju, Shah and McAuley 2026, "MLPs are Efficient Distilled Generative Recommenders".
+Paper: Guo et al. 2026, "MLPs are Efficient Distilled Generative Recommenders".
 A frozen teacher reads the history; one attention reads its states out, and each digit is scored by
 an MLP of that vector and the digits before: decoding keeps no keys and values. The paper reports
 the teacher's ndcg@10 kept or passed, its student being constrained to the catalogue and the teacher

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SID-MLP++: SID-MLP whose encoder, too, is replaced by MLPs, one for each digit position.
 
-Paper: Guo, Hou, Ju, Shah and McAuley 2026, "MLPs are Efficient Distilled Generative Recommenders".
+Paper: Guo et al. 2026, "MLPs are Efficient Distilled Generative Recommenders".
 Stage 1 fits the states of the teacher's encoder by a stack of MLPs that mix a token with the mean
 of its history; stage 2 freezes the stack and distills read-out and heads on its states, as sid_mlp
 does on the teacher's. Tokens go to the MLP of their position (form "grouped"); the released code

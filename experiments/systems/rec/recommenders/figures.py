@@ -49,6 +49,8 @@ def compare_rows(
         if "test/recall@10/unmasked" in ours:
             unmasked = [float(np.mean(ours[f"test/{name}/unmasked"])) for name in COLUMNS]
             out.append((f"{config.system} (this run)", *unmasked, "history not masked"))
+        if "teacher/test/recall@10" in ours:
+            out.append(("its teacher", *cells("teacher/", ours), "decoded alike, history masked"))
     names = [*baselines.NAMES, *(["bayes"] if "bayes/test/recall@10" in rows else [])]
     for name in names:
         how = "the best any ranker can do" if name == "bayes" else "no training, history masked"
