@@ -29,9 +29,10 @@ class RankerBatch:
     """Says what a training batch is made of.
 
     Attributes:
-        rows: users or pairs of a batch.
-        pairs: "positions" trains on every position of a user drawn uniformly; "last_target",
-            "prefixes", "windows" and "genpas" draw single pairs, see rec.augment.
+        rows: of a batch: packed rows of model.max_items pairs, users or single pairs.
+        pairs: "packed" has the pairs of all users in rows without padding, each once a pass, see
+            rec.data.packing; "positions" trains on every position of a user drawn uniformly;
+            "last_target", "prefixes", "windows" and "genpas" draw single pairs, see rec.augment.
         alpha, beta, gamma: exponents of "genpas", 1e6 is infinity.
     """
 
@@ -42,7 +43,7 @@ class RankerBatch:
     gamma: int | float
 
     def __post_init__(self) -> None:
-        allowed = ("positions", *names.STRATEGIES)
+        allowed = ("packed", "positions", *names.STRATEGIES)
         if self.pairs not in allowed:
             raise ValueError(f"pairs={self.pairs!r}: must be one of {allowed}")
         settings.at_least("augment", 1, rows=self.rows)
@@ -103,6 +104,8 @@ def get_config(arg: str = "base") -> ConfigDict:
         dtype="float32",
         scan="auto",
         remat=False,
+        dropout_sites="all",
+        smoothing=0.0,
     )
     config.optim = optim_group(1e-3)
     config.train.update({"steps": 1000, "save_every": 250})
