@@ -84,46 +84,75 @@ def optim_group(lr: float) -> ConfigDict:
     return ConfigDict(dataclasses.asdict(optim))
 
 
+PACKED = SASRecConfig(
+    width=64,
+    heads=2,
+    mlp_width=256,
+    layers=2,
+    mlp="gelu",
+    pre_norm=True,
+    attention="softmax",
+    dropout=0.3,
+    loss="full",
+    negatives=1,  # not read by the full softmax
+    max_items=64,
+    dtype="float32",
+    scan="auto",
+    remat=False,
+    dropout_sites="residual",
+    smoothing=0.1,
+)
+
+
 def get_config(arg: str = "base") -> ConfigDict:
     """Builds the config of one variant."""
     settings.parse_arg(arg, VARIANTS)
     config = rec_baselines.rec_config("sasrec", arg)
-    batch = RankerBatch(rows=128, pairs="positions", alpha=1.0, beta=0.0, gamma=0.0)
-    model = SASRecConfig(
-        width=64,
-        heads=1,
-        mlp_width=256,
-        layers=2,
-        mlp="gelu",
-        pre_norm=True,
-        attention="softmax",
-        dropout=0.3,
-        loss="full",
-        negatives=1,  # not read by the full softmax
-        max_items=50,
-        dtype="float32",
-        scan="auto",
-        remat=False,
-        dropout_sites="all",
-        smoothing=0.0,
-    )
-    config.optim = optim_group(1e-3)
-    config.train.update({"steps": 1000, "save_every": 250})
-    config.eval.update({"every": 250, "select": ("valid/ndcg@10", "max")})
+    batch = RankerBatch(rows=16, pairs="packed", alpha=1.0, beta=0.0, gamma=0.0)
+    config.augment = ConfigDict(dataclasses.asdict(batch))
+    config.model = ConfigDict(dataclasses.asdict(PACKED))
+    config.optim = optim_group(4e-3)
+    config.optim.update({"schedule": "cosine", "decay": 840, "weight_decay": 0.1})
+    config.train.update({"steps": 840, "save_every": 210})
+    config.eval.update({"every": 210, "select": ("valid/ndcg@10", "max")})
     config.log.every = 10
     if arg == "tiny":
-        batch = dataclasses.replace(batch, rows=32)
-        model = dataclasses.replace(model, width=16, layers=1, mlp_width=32, max_items=12)
-        config.optim.warmup = 5
-        config.train.update({"steps": 30, "save_every": 10})
-        config.eval.every = 10
-        config.log.every = 1
-    if arg in ("h200", "paper"):
-        batch = dataclasses.replace(batch, rows=256)
-        config.train.update({"steps": 20_000, "save_every": 2000})
-        config.eval.every = 1000
+        _shrink(config)
+    if arg == "h200":
+        config.augment.rows = 64
+        config.optim.decay = 6400
+        config.train.update({"steps": 6400, "save_every": 1600})
+        config.eval.every = 800
     if arg == "paper":
-        model = dataclasses.replace(model, loss="bce", mlp="relu", mlp_width=64, dropout=0.5)
-    config.augment = ConfigDict(dataclasses.asdict(batch))
-    config.model = ConfigDict(dataclasses.asdict(model))
+        _follow_paper(config)
     return config
+
+
+def _shrink(config: ConfigDict) -> None:
+    """Sets sizes that a test can afford."""
+    config.augment.rows = 8
+    config.model.update({"width": 16, "layers": 1, "mlp_width": 32, "max_items": 16})
+    config.optim.update({"warmup": 5, "decay": 30})
+    config.train.update({"steps": 30, "save_every": 10})
+    config.eval.every = 10
+    config.log.every = 1
+
+
+def _follow_paper(config: ConfigDict) -> None:
+    """Sets the paper's loss of one negative at every position of a user a row."""
+    config.augment.update({"rows": 256, "pairs": "positions"})
+    config.model.update(
+        {
+            "heads": 1,
+            "mlp": "relu",
+            "mlp_width": 64,
+            "dropout": 0.5,
+            "dropout_sites": "all",
+            "loss": "bce",
+            "smoothing": 0.0,
+            "max_items": 50,
+        }
+    )
+    config.optim.update({"lr": 1e-3, "schedule": "constant", "decay": 10_000, "weight_decay": 0.0})
+    config.train.update({"steps": 20_000, "save_every": 2000})
+    config.eval.every = 1000

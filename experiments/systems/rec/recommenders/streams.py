@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from experiments.runner.errors import UserError
 from rec.data import packing
 from rec.data.sequences import Sequences
 
@@ -30,9 +31,12 @@ def make_packed_batches(
         weights: float [E] of training items as targets; None is 1 for all.
 
     Raises:
-        ValueError: nobody has two items.
+        UserError: nobody has two items.
     """
-    batches_per_pass = packing.count_batches(train, rows, length)
+    try:
+        batches_per_pass = packing.count_batches(train, rows, length)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
     @functools.lru_cache(maxsize=2)
     def pack(number: int) -> packing.Pass:
