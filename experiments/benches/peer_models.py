@@ -311,10 +311,11 @@ def _base_lm() -> Ours:
 
 def _base_sasrec() -> Ours:
     groups = settings.groups(sasrec_config.get_config("base"))
-    without = dict(dropout=0.0, smoothing=0.0)
-    cfg = dataclasses.replace(groups["model"], heads=1, max_items=50, **without)
-    optim = sasrec_config.optim_group(1e-3)
-    return make_sasrec(cfg, RecOptimConfig(**optim), rows=SASREC_ROWS, items=ITEMS)
+    cfg = dataclasses.replace(groups["model"], heads=1, max_items=50, dropout=0.0, smoothing=0.0)
+    optim = dataclasses.replace(
+        groups["optim"], lr=1e-3, schedule="constant", decay=10_000, weight_decay=0.0
+    )
+    return make_sasrec(cfg, optim, rows=SASREC_ROWS, items=ITEMS)
 
 
 def _base_tiger() -> Ours:

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections import Counter, defaultdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,9 @@ def test_packed_batches_follow_from_seed_and_step() -> None:
     but has the same pairs."""
     rng = np.random.default_rng(0)
     train = sequences.pack([rng.integers(0, 30, n) for n in (5, 9, 2, 14, 1, 7)], 30)
-    sizes = {"rows": 2, "length": 4}  # 32 pairs: 4 batches a pass
-    batches, again = (streams.make_packed_batches(train, 3, **sizes) for _ in range(2))
-    other = streams.make_packed_batches(train, 4, **sizes)
+    make = partial(streams.make_packed_batches, rows=2, length=4)  # 32 pairs: 4 batches a pass
+    batches, again = (make(train, 3) for _ in range(2))
+    other = make(train, 4)
     whole = {step: batches(step, None) for step in range(8)}
     for step in (6, 1, 7, 0):
         halves = [again(step, part) for part in ((0, 1), (1, 2))]
@@ -84,7 +84,7 @@ def test_packed_batches_follow_from_seed_and_step() -> None:
     ]
     assert passes[0] == passes[1] and passes[0].total() == 32
     with pytest.raises(UserError, match="nothing to predict"):
-        streams.make_packed_batches(sequences.pack([[1], [2]], 30), 3, **sizes)
+        make(sequences.pack([[1], [2]], 30), 3)
 
 
 @pytest.mark.parametrize(
