@@ -5,10 +5,16 @@ Paper: Kang and McAuley 2018. With a full softmax in place of one negative a pub
 [secondary] has recall@10 .0897 / ndcg@10 .0539 on whole Beauty (.0550 / .0290 with the paper's
 loss); TIGER there .0648 / .0384.
 
-:base   Amazon-2014 Beauty's 8-core, two layers of width 64, minutes on 2 CPU cores.
+:base   Amazon-2014 Beauty's 8-core, two layers of width 64 on packed rows (rec/data/packing.py), 30
+        passes, dropout of the residual alone, label smoothing, cosine to 0. Under a minute on a
+        CPU core. Measured over seeds 0, 1, 2: recall@10 .343 .337 .334 (mean .338), ndcg@10 .212
+        .210 .208; co-occurrence .253 / .168, successor counts .230 / .159.
         python experiments/run.py --config=sasrec
+        Rows, regularization and rate are [our choice], selected on validation one change at a time.
+        All positions of a user drawn uniformly, padded, at a constant rate (pairs="positions") had
+        .331 after 13 minutes.
 :tiny   a made-up catalogue, needs no file.
-:h200   whole Beauty, full softmax (not run here); wanted recall@10 >= .082.
+:h200   whole Beauty, full softmax, 199 passes (not run here); wanted recall@10 >= .082.
 :paper  whole Beauty with the paper's loss, one negative (not run here).
 """
 
@@ -60,7 +66,7 @@ VARIANTS = ("base", "tiny", "h200", "paper")
 # Of a recommender that learns: its own figures, then the rows without training beside it.
 ABOUT = About(
     asked="A causal transformer over item IDs is trained to rank the next item of a user.",
-    cost={"base": "9 to 18 min on 2 CPU cores", "tiny": "15 s on 2 CPU cores"},
+    cost={"base": "1 min on 2 CPU cores", "tiny": "15 s on 2 CPU cores"},
     data=rec_baselines.BEAUTY,
     use="Ranking a catalogue whose items were all seen in training.",
     failures="An item without interactions cannot be recommended; tables grow with the catalogue.",
