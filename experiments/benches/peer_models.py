@@ -43,6 +43,7 @@ RATES = 4096  # updates whose learning rates are computed beforehand
 NEW_TOKENS = 128
 CATALOGUE = 10_000
 ITEMS = 803  # of Beauty's 8-core
+SASREC_ROWS = 128  # histories
 
 State = dict[str, Any]
 Batch = Mapping[str, Any]
@@ -310,8 +311,11 @@ def _base_lm() -> Ours:
 
 def _base_sasrec() -> Ours:
     groups = settings.groups(sasrec_config.get_config("base"))
-    cfg = dataclasses.replace(groups["model"], dropout=0.0)
-    return make_sasrec(cfg, groups["optim"], rows=groups["augment"].rows, items=ITEMS)
+    cfg = dataclasses.replace(groups["model"], heads=1, max_items=50, dropout=0.0, smoothing=0.0)
+    optim = dataclasses.replace(
+        groups["optim"], lr=1e-3, schedule="constant", decay=10_000, weight_decay=0.0
+    )
+    return make_sasrec(cfg, optim, rows=SASREC_ROWS, items=ITEMS)
 
 
 def _base_tiger() -> Ours:

@@ -2,7 +2,8 @@
 """Four models of this repository against the same models in plain PyTorch, on a CPU.
 
     lm        configs/attention/lm.py :base, 12 rows of 64 characters
-    sasrec    configs/rec/sasrec.py :base without dropout, 128 rows of 50 positions, 803 items
+    sasrec    widths of configs/rec/sasrec.py :base, one head, neither dropout nor smoothing, 128
+              rows of 50 positions, 803 items
     tiger     benches/generation.py, 32 histories of 20 items; the peer is T5 of transformers
     pencil    configs/graph/pencil.py :base, 64 links of up to 82 tokens
 

@@ -36,6 +36,7 @@ ADDED = {
     "model.fusion_width": 0,
     "model.digit_dropout": 0.0,
     "model.smoothing": 0.0,
+    "model.dropout_sites": "all",
     "sid.source_widths": [],
 }
 # A value that computes what another one did is hashed as that one: such runs go on.

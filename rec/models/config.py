@@ -123,8 +123,10 @@ class SASRecConfig:
         loss: "full" softmax over the catalogue, "sampled" softmax or "bce", both with uniform
             negatives.
         negatives: drawn per position, >= 1; read by "sampled" and "bce" (the paper's is 1).
-        max_items: newest items that are read; positions are learned.
+        max_items: newest items that are read; positions are learned. Of packed rows: their pairs.
         dtype, scan, remat: see TransformerConfig.
+        dropout_sites: "all" or "residual", see TransformerConfig.
+        smoothing: share of a target spread evenly over the catalogue, in [0, 1); of "full".
     """
 
     width: int
@@ -141,9 +143,14 @@ class SASRecConfig:
     dtype: str
     scan: bool | str
     remat: bool
+    dropout_sites: str = "all"
+    smoothing: int | float = 0.0
 
     def __post_init__(self) -> None:
         _require(self, "loss", self.loss in LOSSES, f"must be one of {LOSSES}")
+        _require(self, "smoothing", 0 <= self.smoothing < 1, "must be in [0, 1)")
+        is_full = self.loss == "full"
+        _require(self, "smoothing", is_full or not self.smoothing, "is of loss='full', give 0")
         _require(self, "negatives", self.negatives >= 1, "must be at least 1")
         _require(self, "max_items", self.max_items >= 1, "must be at least 1")
         _require(self, "heads", self.heads >= 1, "must be at least 1")
@@ -165,6 +172,7 @@ class SASRecConfig:
             bias=True,
             attention=self.attention,
             dropout=self.dropout,
+            dropout_sites=self.dropout_sites,
             dtype=self.dtype,
             scan=self.scan,
             remat=self.remat,

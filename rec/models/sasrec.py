@@ -4,6 +4,9 @@
 Kang and McAuley 2018; the full softmax in place of the paper's one negative is what makes it strong
 (spec section 3.1). Items are scored with the input table. Learned positions count from the newest
 item backwards, so that they mean the same at training and at evaluation whatever the padding.
+
+Training reads a user a row (`loss`) or rows of `rec.data.packing` without padding (`packed_loss`),
+where users stand one after the other and nothing is read across them.
 """
 
 from typing import Any
@@ -39,9 +42,21 @@ class SASRec(nn.Module):
             deterministic: no dropout; else the rng stream "dropout" is needed.
         """
         lengths = mask.sum(axis=1)[:, None]
-        age = jnp.maximum(lengths - 1 - jnp.arange(history.shape[1])[None], 0)
-        x = self.items[history] * self.cfg.width**0.5 + self.positions[age]
-        return self.encoder(x, mask, deterministic=deterministic)
+        ages = jnp.maximum(lengths - 1 - jnp.arange(history.shape[1])[None], 0)
+        return self.states(history, mask, ages, deterministic=deterministic)
+
+    def states(
+        self, items: jax.Array, segments: jax.Array, ages: jax.Array, *, deterministic: bool = True
+    ) -> jax.Array:
+        """[B, T, D]; state t has read the items of its own segment up to position t.
+
+        Args:
+            items: int32 [B, T]; segments: int32 or a bool mask [B, T], 0 = padding; ages: int32
+                [B, T], items of the segment's user after this one, below max_items.
+            deterministic: no dropout; else the rng stream "dropout" is needed.
+        """
+        x = self.items[items] * self.cfg.width**0.5 + self.positions[ages]
+        return self.encoder(x, segments, deterministic=deterministic)
 
     def scores(self, states: jax.Array) -> jax.Array:
         """float32 [..., N] of states [..., D]: the whole catalogue."""
@@ -60,30 +75,73 @@ def last_state(states: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def loss(model: SASRec, params: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
-    """Mean loss over the positions that count, in nats.
-
-    "full": cross entropy over the catalogue. "sampled": cross entropy of the target among
-    `negatives` uniform items, with those that hit the target masked (no log-Q correction is needed,
-    for they are uniform). "bce": logistic loss of the target and of each negative, averaged over
-    negatives.
+    """Weighted mean loss over the positions of right-padded histories, in nats, see `mean_nats`.
 
     Args:
         batch: history [B, T], mask [B, T], targets [B, T] the item after each position, weights
             float32 [B, T] which positions count.
         key: of dropout and negatives.
     """
-    variables: Any = {"params": params}
     drop, draw = jax.random.split(key)
     states: Any = model.apply(
-        variables, batch["history"], batch["mask"], deterministic=False, rngs={"dropout": drop}
+        {"params": params},
+        batch["history"],
+        batch["mask"],
+        deterministic=False,
+        rngs={"dropout": drop},
     )
-    targets, weights, cfg = batch["targets"], batch["weights"], model.cfg
+    return mean_nats(model, params, states, batch["targets"], batch["weights"], draw)
+
+
+def packed_loss(
+    model: SASRec, params: Any, batch: dict[str, jax.Array], key: jax.Array
+) -> jax.Array:
+    """Weighted mean loss over the positions of packed rows, in nats, see `mean_nats`.
+
+    Args:
+        batch: as in `rec.data.packing.Pass`, [B, T] each: items, targets, segments, ages, weights.
+        key: of dropout and negatives.
+    """
+    drop, draw = jax.random.split(key)
+    states: Any = model.apply(
+        {"params": params},
+        batch["items"],
+        batch["segments"],
+        batch["ages"],
+        deterministic=False,
+        rngs={"dropout": drop},
+        method=SASRec.states,
+    )
+    return mean_nats(model, params, states, batch["targets"], batch["weights"], draw)
+
+
+def mean_nats(
+    model: SASRec,
+    params: Any,
+    states: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    key: jax.Array,
+) -> jax.Array:
+    """Weighted mean of the loss of targets after states, in nats, float32 [].
+
+    "full": cross entropy over the catalogue, a share cfg.smoothing of each target spread evenly
+    over it. "sampled": cross entropy of the target among `negatives` uniform items, with those that
+    hit the target masked (no log-Q correction is needed, for they are uniform). "bce": logistic
+    loss of the target and of each negative, averaged over negatives.
+
+    Args:
+        states: [B, T, D]; targets: int32 [B, T]; weights: float32 [B, T].
+        key: of negatives.
+    """
+    cfg = model.cfg
+    variables: Any = {"params": params}
     if cfg.loss == "full":
         scores: Any = model.apply(variables, states, method=SASRec.scores)
-        nats = layers.cross_entropy(scores, targets)
+        nats = layers.smoothed_cross_entropy(scores, targets, cfg.smoothing)
     else:
         shape = (*targets.shape, cfg.negatives)
-        negatives = jax.random.randint(draw, shape, 0, model.num_items)
+        negatives = jax.random.randint(key, shape, 0, model.num_items)
         both = jnp.concatenate([targets[..., None], negatives], axis=-1)
         sampled_scores: Any = model.apply(variables, states, both, method=SASRec.score_some)
         hit = jnp.pad(negatives == targets[..., None], ((0, 0), (0, 0), (1, 0)))

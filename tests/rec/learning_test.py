@@ -19,7 +19,7 @@ from tests.learning import SEEDS, leave, mean, place, train_all
 
 pytestmark = pytest.mark.slow
 FROZEN = 0.85  # of what three seeds gave when this was calibrated
-CALIBRATED = {"sasrec": 0.3307}  # test/recall@10, mean of three seeds
+CALIBRATED = {"sasrec": 0.3379}  # test/recall@10, mean of three seeds
 # tiger:base must reach, mean of three seeds. Measured .309 to .315; text alone .262 to .287.
 GATES = {"tiger": 0.269, "text": 0.241}
 SHUFFLED = "--config.sid.shuffle=True"

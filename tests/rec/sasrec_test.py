@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SASRec: causality, padding, three losses against plain NumPy, rows of training; the optimizer."""
+"""SASRec: causality, padding, three losses against plain NumPy, rows of training, packed and not;
+the optimizer."""
 
 import dataclasses
+import itertools
 from functools import cache, partial
 from typing import Any
 
@@ -34,14 +36,21 @@ CONFIG = SASRecConfig(
     remat=False,
 )
 ITEMS = 11
+# Packed rows: users, and how many items of a user follow, none of them at the end of a cut one.
+SEGMENTS = np.array([[3, 3, 3, 1, 1, 5], [2, 7, 7, 7, 7, 7]], np.int32)
+AGES = np.array([[2, 1, 0, 1, 0, 5], [0, 5, 5, 4, 3, 2]], np.int32)
+
+
+def made(loss: str = "full", smoothing: float = 0.0) -> tuple[SASRec, Any]:
+    """A model and parameters, which are the same whatever its loss."""
+    return SASRec(dataclasses.replace(CONFIG, loss=loss, smoothing=smoothing), ITEMS), drawn()
 
 
 @cache
-def made(loss: str = "full") -> tuple[SASRec, Any]:
-    model = SASRec(dataclasses.replace(CONFIG, loss=loss), ITEMS)
+def drawn() -> Any:
     some = jnp.zeros((1, 2), jnp.int32)
-    params = jax.jit(model.init)(jax.random.key(0), some, some == 0)["params"]
-    return model, {**params, "items": 20 * params["items"]}
+    params = jax.jit(SASRec(CONFIG, ITEMS).init)(jax.random.key(0), some, some == 0)["params"]
+    return {**params, "items": 20 * params["items"]}
 
 
 def rows() -> dict[str, jax.Array]:
@@ -73,11 +82,16 @@ def test_a_state_sees_its_past_alone(states: np.ndarray) -> None:
     assert (moved[1:] == 0).all()
 
 
+@cache
+def jitted_scores() -> Any:
+    return jax.jit(partial(sasrec.scores_of, made()[0]))
+
+
 def test_padding_changes_nothing(states: np.ndarray) -> None:
     """Fewer columns, junk in the padding: the same scores of the catalogue."""
-    model, params = made()
+    params = made()[1]
     batch = rows()
-    scores_of = jax.jit(partial(sasrec.scores_of, model))
+    scores_of = jitted_scores()
     wanted = scores_of(params, batch["history"], batch["mask"])
     junk = jnp.where(batch["mask"], batch["history"], 7)
     np.testing.assert_allclose(scores_of(params, junk, batch["mask"]), wanted, atol=1e-5)
@@ -128,6 +142,117 @@ def test_training_rows_pair_items_with_the_next() -> None:
     assert found["history"].tolist() == [[2, 3, 4], [6, 0, 0]]
     assert found["targets"].tolist() == [[3, 4, 5], [7, 0, 0]]
     assert found["mask"].tolist() == [[True] * 3, [True, False, False]]
+
+
+@cache
+def jitted_packed_states() -> Any:
+    model, params = made()
+    return jax.jit(lambda *inputs: model.apply({"params": params}, *inputs, method="states"))
+
+
+def packed_states(
+    items: np.ndarray, segments: np.ndarray = SEGMENTS, ages: np.ndarray = AGES
+) -> np.ndarray:
+    return np.asarray(jitted_packed_states()(items, segments, ages))
+
+
+def packed_items(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, ITEMS, (2, 6)).astype(np.int32)
+
+
+def test_a_packed_position_reads_its_own_user_up_to_itself() -> None:
+    """States of a row are those of every prefix asked alone, with the ages of the row."""
+    items = packed_items()
+    whole = packed_states(items)
+    alone, segments, ages = np.zeros((3, 2, 6), np.int32)
+    for row, t in itertools.product(range(2), range(6)):
+        own = np.flatnonzero((SEGMENTS[row] == SEGMENTS[row, t]) & (np.arange(6) <= t))
+        for array, values in ((alone, items), (segments, SEGMENTS), (ages, AGES)):
+            array[:] = 0
+            array[0, : len(own)] = values[row, own]
+        state = packed_states(alone, segments, ages)[0, len(own) - 1]
+        np.testing.assert_allclose(state, whole[row, t], atol=1e-5)
+
+
+def test_a_user_packed_whole_is_a_history(states: np.ndarray) -> None:
+    """Ages of the stream count as those of a history do: training reads what evaluation reads."""
+    batch = rows()
+    lengths = np.array([6, 3])
+    ages = np.maximum(lengths[:, None] - 1 - np.arange(6), 0).astype(np.int32)
+    mask = np.asarray(batch["mask"])[:2]
+    found = packed_states(np.asarray(batch["history"])[:2], 4 * mask.astype(np.int32), ages)
+    np.testing.assert_allclose(found[mask], states[:2][mask], atol=1e-5)
+
+
+@pytest.mark.parametrize("at", [1, 3, 5])
+def test_a_later_item_changes_no_earlier_packed_position(at: int) -> None:
+    """At equal ages; nor one of another user."""
+    items = packed_items()
+    changed = items.copy()
+    changed[:, at] = (changed[:, at] + 1) % ITEMS
+    before, after = packed_states(items), packed_states(changed)
+    for row in range(2):
+        reads = (SEGMENTS[row] == SEGMENTS[row, at]) & (np.arange(6) >= at)
+        np.testing.assert_array_equal(before[row, ~reads], after[row, ~reads])
+        assert (np.abs(before[row, reads] - after[row, reads]).max(axis=1) > 1e-4).all()
+
+
+def test_packed_loss_is_that_of_numpy() -> None:
+    """Weighted mean over positions of the cross entropy against (1 - s) one-hot + s / N."""
+    smoothing = 0.2
+    model, params = made(smoothing=smoothing)
+    rng = np.random.default_rng(3)
+    targets = rng.integers(0, ITEMS, (2, 6)).astype(np.int32)
+    weights = rng.random((2, 6)).astype(np.float32)
+    table = np.asarray(params["items"], np.float64)
+    states = packed_states(packed_items()).astype(np.float64)
+    total = 0.0
+    for row, t in itertools.product(range(2), range(6)):
+        scores = table @ states[row, t]
+        nats = np.log(np.exp(scores).sum()) - scores  # of every item
+        wanted = np.full(ITEMS, smoothing / ITEMS)
+        wanted[targets[row, t]] += 1 - smoothing
+        total += weights[row, t] * (wanted * nats).sum()
+    batch = {
+        "items": packed_items(), "segments": SEGMENTS, "ages": AGES,
+        "targets": targets, "weights": weights,
+    }  # fmt: skip
+    found = jax.jit(partial(sasrec.packed_loss, model))(params, batch, jax.random.key(0))
+    np.testing.assert_allclose(found, total / weights.sum(), rtol=1e-5)
+
+
+def test_packed_loss_with_negatives_is_that_of_histories() -> None:
+    """A user a row in either form, the same key: the same loss, which NumPy has above."""
+    model, params = made("sampled")
+    batch, key = rows(), jax.random.key(4)
+    ages = np.maximum(np.array([[6], [3], [1]]) - 1 - np.arange(6)[None], 0)
+    packed = {**batch, "items": batch["history"], "segments": batch["mask"] * 2, "ages": ages}
+    both = jax.jit(lambda *args: (sasrec.packed_loss(model, *args), sasrec.loss(model, *args)))
+    np.testing.assert_allclose(*both(params, packed, key), rtol=1e-6)
+
+
+def test_scores_of_runs_from_before_packed_rows() -> None:
+    """Paths of parameters, and what they computed when runs were kept."""
+    draw = np.random.default_rng(0)
+    params: Any = jax.tree.map(lambda leaf: 0.3 * draw.normal(size=leaf.shape), drawn())
+    paths = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    }
+    block = {"attn_norm/bias", "attn_norm/scale", "mlp_norm/bias", "mlp_norm/scale"}
+    block |= {f"attn/{name}/{leaf}" for name in "qkvo" for leaf in ("kernel", "bias")}
+    block |= {f"mlp/{name}/{leaf}" for name in ("up", "down") for leaf in ("kernel", "bias")}
+    outside = {"items", "positions", "encoder/final_norm/bias", "encoder/final_norm/scale"}
+    assert paths == outside | {f"encoder/blocks/{name}" for name in block}
+    batch = rows()
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    scores = jitted_scores()(params, batch["history"], batch["mask"])
+    wanted = [
+        [0.296481, -0.288456, 0.311705, -0.358966],
+        [0.852927, -0.210839, 0.087022, -0.069673],
+        [1.134489, -0.043283, -0.036463, -0.332582],
+    ]
+    np.testing.assert_allclose(scores[:, :4], wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize(

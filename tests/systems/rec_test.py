@@ -7,19 +7,22 @@ import json
 import re
 import shutil
 from collections import Counter, defaultdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
-from experiments.runner import checkpoint, loop, reopen
+from experiments.configs.rec import sasrec, tiger
+from experiments.runner import checkpoint, loop, reopen, settings, sharding
 from experiments.runner.assemble import Assembly, assemble, initial_state
 from experiments.runner.errors import UserError
 from experiments.runner.queries import Query
-from experiments.systems.rec.recommenders import wiring
+from experiments.systems.rec.recommenders import streams, wiring
 from experiments.systems.rec.recommenders.generators import Decoder
+from rec.data import sequences
 from rec.sid import table
 from tests.systems.contract_test import on_devices
 from tests.tiny_systems import assert_same_training, run_steps, tiny
@@ -39,15 +42,92 @@ def assembled(**changes: Any) -> Assembly:
 
 @pytest.mark.deep
 @pytest.mark.trains
-def test_devices_agree() -> None:
-    """Losses and gradients on 8 devices are those of one, pairs being drawn on them."""
+@pytest.mark.parametrize("system", ["sasrec", "tiger"])
+def test_devices_agree(system: str) -> None:
+    """Losses and gradients of packed rows on 8 devices are those of one."""
     runs = {}
     for mesh, count in (((1, 1), 1), ((8, 1), 8)):
-        asm = on_devices(tiny("tiger", **SMALL), mesh, count, artifacts())
+        asm = on_devices(tiny(system, **SMALL), mesh, count, artifacts())
+        assert asm.experiment.batch is not None and len(asm.experiment.batch(0)["ages"]) % 8 == 0
         runs[mesh] = run_steps(asm, 2)
     assert np.ptp([m["loss"] for m in runs[1, 1][1]]) > 1e-3
     # Over three seeds: losses to 2e-7 of themselves, moments of every leaf to 7e-7 of its own.
     assert_same_training(runs[8, 1], runs[1, 1])
+
+
+def test_packed_batches_follow_from_seed_and_step() -> None:
+    """Asked in any order; hosts have parts of the same rows; a pass is no repetition of the last,
+    but has the same pairs."""
+    rng = np.random.default_rng(0)
+    train = sequences.pack([rng.integers(0, 30, n) for n in (5, 9, 2, 14, 1, 7)], 30)
+    make = partial(streams.make_packed_batches, rows=2, length=4)  # 32 pairs: 4 batches a pass
+    batches, again = (make(train, 3) for _ in range(2))
+    other = make(train, 4)
+    whole = {step: batches(step, None) for step in range(8)}
+    for step in (6, 1, 7, 0):
+        halves = [again(step, part) for part in ((0, 1), (1, 2))]
+        for name, leaf in whole[step].items():
+            np.testing.assert_array_equal(np.concatenate([h[name] for h in halves]), leaf)
+    assert (other(0, None)["items"] != whole[0]["items"]).any()
+    assert (whole[4]["items"] != whole[0]["items"]).any()
+    passes = [
+        Counter(
+            pair
+            for step in range(first, first + 4)
+            for pair in zip(
+                whole[step]["items"].ravel().tolist(),
+                whole[step]["targets"].ravel().tolist(),
+                strict=True,
+            )
+        )
+        for first in (0, 4)
+    ]
+    assert passes[0] == passes[1] and passes[0].total() == 32
+    with pytest.raises(UserError, match="nothing to predict"):
+        make(sequences.pack([[1], [2]], 30), 3)
+
+
+@pytest.mark.parametrize(
+    ("system", "changes", "names"),
+    [
+        ("sasrec", {}, {"items", "targets", "segments", "ages", "weights"}),
+        ("sasrec", {"augment__pairs": "positions"}, {"row"}),
+        ("sasrec", {"augment__pairs": "windows"}, {"row"}),
+        ("tiger", {}, {"items", "targets", "segments", "ages", "weights"}),
+        ("tiger_t5", {}, {"row"}),
+    ],
+)
+def test_rows_are_split_over_data_and_nothing_else(
+    system: str, changes: dict[str, Any], names: set[str]
+) -> None:
+    """ "items" are rows of a stream, or training sequences that every device draws from."""
+    config = tiny(system.removesuffix("_t5"), **SMALL, **changes)
+    if system == "tiger_t5":
+        pairs_config = tiger.get_config("tiny_t5")
+        config.augment = pairs_config.augment
+        config.model = pairs_config.model
+    experiment = assemble(config, artifacts()).experiment
+    assert experiment.batch is not None
+    batch = experiment.batch(0)
+    specs = {name: sharding.match(experiment.rules, f"batch/{name}", P("data")) for name in batch}
+    assert {name for name, spec in specs.items() if spec == P("data")} == names
+    assert all(len(batch[name]) % 8 == 0 for name in names)
+
+
+def test_sasrec_as_it_was_before_packed_rows_has_its_hash() -> None:
+    """Runs of then go on: what came later counts only where it differs."""
+    config = sasrec.get_config("base")
+    config.augment.update({"rows": 128, "pairs": "positions"})
+    config.model.update({"heads": 1, "max_items": 50, "smoothing": 0.0, "dropout": 0.3})
+    config.model.dropout_sites = "all"
+    config.optim.update({"lr": 1e-3, "schedule": "constant", "decay": 10_000, "weight_decay": 0.0})
+    config.train.save_every = 250
+    config.eval.every = 250
+    assert settings.config_hash(settings.to_json(config)) == "03be8b88f40b"
+    config.model.smoothing = 0.1
+    assert settings.config_hash(settings.to_json(config)) != "03be8b88f40b"
+    paper = settings.to_json(sasrec.get_config("paper"))
+    assert settings.config_hash(paper) == "eb9a884155cf"
 
 
 def test_a_wrong_sid_table_is_refused() -> None:
@@ -372,6 +452,10 @@ def test_what_does_not_go_together_is_refused(
         ("tiger", {"model__softmax": "none"}, "softmax"),
         ("sasrec", {"model__loss": "hinge"}, "loss"),
         ("sasrec", {"model__heads": 3}, "heads"),
+        ("sasrec", {"model__smoothing": 1.0}, "smoothing"),
+        ("sasrec", {"model__loss": "bce", "model__smoothing": 0.1}, "of loss='full'"),
+        ("sasrec", {"model__dropout_sites": "none"}, "dropout_sites"),
+        ("sasrec", {"augment__pairs": "stream"}, "pairs"),
         ("sasrec", {"optim__schedule": "step"}, "schedule"),
         ("sid", {"sid__method": "umap"}, "method"),
         ("rec_baselines", {"data__format": "csv"}, "format"),

@@ -5,10 +5,16 @@ Paper: Kang and McAuley 2018. With a full softmax in place of one negative a pub
 [secondary] has recall@10 .0897 / ndcg@10 .0539 on whole Beauty (.0550 / .0290 with the paper's
 loss); TIGER there .0648 / .0384.
 
-:base   Amazon-2014 Beauty's 8-core, two layers of width 64, minutes on 2 CPU cores.
+:base   Amazon-2014 Beauty's 8-core, two layers of width 64 on packed rows (rec/data/packing.py), 30
+        passes, dropout of the residual alone, label smoothing, cosine to 0. Under a minute on a
+        CPU core. Measured over seeds 0, 1, 2: recall@10 .343 .337 .334 (mean .338), ndcg@10 .212
+        .210 .208; co-occurrence .253 / .168, successor counts .230 / .159.
         python experiments/run.py --config=sasrec
+        Rows, regularization and rate are [our choice], selected on validation one change at a time.
+        All positions of a user drawn uniformly, padded, at a constant rate (pairs="positions") had
+        .331 after 13 minutes.
 :tiny   a made-up catalogue, needs no file.
-:h200   whole Beauty, full softmax (not run here); wanted recall@10 >= .082.
+:h200   whole Beauty, full softmax, 199 passes (not run here); wanted recall@10 >= .082.
 :paper  whole Beauty with the paper's loss, one negative (not run here).
 """
 
@@ -29,9 +35,10 @@ class RankerBatch:
     """Says what a training batch is made of.
 
     Attributes:
-        rows: users or pairs of a batch.
-        pairs: "positions" trains on every position of a user drawn uniformly; "last_target",
-            "prefixes", "windows" and "genpas" draw single pairs, see rec.augment.
+        rows: of a batch: packed rows of model.max_items pairs, users or single pairs.
+        pairs: "packed" has the pairs of all users in rows without padding, each once a pass, see
+            rec.data.packing; "positions" trains on every position of a user drawn uniformly;
+            "last_target", "prefixes", "windows" and "genpas" draw single pairs, see rec.augment.
         alpha, beta, gamma: exponents of "genpas", 1e6 is infinity.
     """
 
@@ -42,7 +49,7 @@ class RankerBatch:
     gamma: int | float
 
     def __post_init__(self) -> None:
-        allowed = ("positions", *names.STRATEGIES)
+        allowed = ("packed", "positions", *names.STRATEGIES)
         if self.pairs not in allowed:
             raise ValueError(f"pairs={self.pairs!r}: must be one of {allowed}")
         settings.at_least("augment", 1, rows=self.rows)
@@ -59,7 +66,7 @@ VARIANTS = ("base", "tiny", "h200", "paper")
 # Of a recommender that learns: its own figures, then the rows without training beside it.
 ABOUT = About(
     asked="A causal transformer over item IDs is trained to rank the next item of a user.",
-    cost={"base": "9 to 18 min on 2 CPU cores", "tiny": "15 s on 2 CPU cores"},
+    cost={"base": "1 min on 2 CPU cores", "tiny": "15 s on 2 CPU cores"},
     data=rec_baselines.BEAUTY,
     use="Ranking a catalogue whose items were all seen in training.",
     failures="An item without interactions cannot be recommended; tables grow with the catalogue.",
@@ -83,44 +90,75 @@ def optim_group(lr: float) -> ConfigDict:
     return ConfigDict(dataclasses.asdict(optim))
 
 
+PACKED = SASRecConfig(
+    width=64,
+    heads=2,
+    mlp_width=256,
+    layers=2,
+    mlp="gelu",
+    pre_norm=True,
+    attention="softmax",
+    dropout=0.3,
+    loss="full",
+    negatives=1,  # not read by the full softmax
+    max_items=64,
+    dtype="float32",
+    scan="auto",
+    remat=False,
+    dropout_sites="residual",
+    smoothing=0.1,
+)
+
+
 def get_config(arg: str = "base") -> ConfigDict:
     """Builds the config of one variant."""
     settings.parse_arg(arg, VARIANTS)
     config = rec_baselines.rec_config("sasrec", arg)
-    batch = RankerBatch(rows=128, pairs="positions", alpha=1.0, beta=0.0, gamma=0.0)
-    model = SASRecConfig(
-        width=64,
-        heads=1,
-        mlp_width=256,
-        layers=2,
-        mlp="gelu",
-        pre_norm=True,
-        attention="softmax",
-        dropout=0.3,
-        loss="full",
-        negatives=1,  # not read by the full softmax
-        max_items=50,
-        dtype="float32",
-        scan="auto",
-        remat=False,
-    )
-    config.optim = optim_group(1e-3)
-    config.train.update({"steps": 1000, "save_every": 250})
-    config.eval.update({"every": 250, "select": ("valid/ndcg@10", "max")})
+    batch = RankerBatch(rows=16, pairs="packed", alpha=1.0, beta=0.0, gamma=0.0)
+    config.augment = ConfigDict(dataclasses.asdict(batch))
+    config.model = ConfigDict(dataclasses.asdict(PACKED))
+    config.optim = optim_group(4e-3)
+    config.optim.update({"schedule": "cosine", "decay": 840, "weight_decay": 0.1})
+    config.train.update({"steps": 840, "save_every": 210})
+    config.eval.update({"every": 210, "select": ("valid/ndcg@10", "max")})
     config.log.every = 10
     if arg == "tiny":
-        batch = dataclasses.replace(batch, rows=32)
-        model = dataclasses.replace(model, width=16, layers=1, mlp_width=32, max_items=12)
-        config.optim.warmup = 5
-        config.train.update({"steps": 30, "save_every": 10})
-        config.eval.every = 10
-        config.log.every = 1
-    if arg in ("h200", "paper"):
-        batch = dataclasses.replace(batch, rows=256)
-        config.train.update({"steps": 20_000, "save_every": 2000})
-        config.eval.every = 1000
+        _shrink(config)
+    if arg == "h200":
+        config.augment.rows = 64
+        config.optim.decay = 6400
+        config.train.update({"steps": 6400, "save_every": 1600})
+        config.eval.every = 800
     if arg == "paper":
-        model = dataclasses.replace(model, loss="bce", mlp="relu", mlp_width=64, dropout=0.5)
-    config.augment = ConfigDict(dataclasses.asdict(batch))
-    config.model = ConfigDict(dataclasses.asdict(model))
+        _follow_paper(config)
     return config
+
+
+def _shrink(config: ConfigDict) -> None:
+    """Sets sizes that a test can afford."""
+    config.augment.rows = 8
+    config.model.update({"width": 16, "layers": 1, "mlp_width": 32, "max_items": 16})
+    config.optim.update({"warmup": 5, "decay": 30})
+    config.train.update({"steps": 30, "save_every": 10})
+    config.eval.every = 10
+    config.log.every = 1
+
+
+def _follow_paper(config: ConfigDict) -> None:
+    """Sets the paper's loss of one negative at every position of a user a row."""
+    config.augment.update({"rows": 256, "pairs": "positions"})
+    config.model.update(
+        {
+            "heads": 1,
+            "mlp": "relu",
+            "mlp_width": 64,
+            "dropout": 0.5,
+            "dropout_sites": "all",
+            "loss": "bce",
+            "smoothing": 0.0,
+            "max_items": 50,
+        }
+    )
+    config.optim.update({"lr": 1e-3, "schedule": "constant", "decay": 10_000, "weight_decay": 0.0})
+    config.train.update({"steps": 20_000, "save_every": 2000})
+    config.eval.every = 1000

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wiring of SASRec: rows drawn on the device, the whole catalogue ranked at evaluation."""
+"""Wiring of SASRec: all pairs packed in rows, or rows drawn on the device; the whole catalogue
+ranked at evaluation."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -15,7 +16,8 @@ from ml_collections import ConfigDict
 from experiments.runner import settings
 from experiments.runner.contract import Experiment, State
 from experiments.runner.errors import UserError
-from experiments.systems.rec.recommenders import figures, recommend, wiring
+from experiments.systems.rec.recommenders import figures, recommend, streams, wiring
+from experiments.systems.rec.recommenders.streams import Batches
 from experiments.systems.rec.recommenders.wiring import Ranking
 from rec import augment, metrics, training
 from rec.data import sequences as seq
@@ -23,12 +25,7 @@ from rec.data.sequences import Sequences
 from rec.models import sasrec
 from rec.models.sasrec import SASRec
 
-# The catalogue may be split over the model axis; the training sequences are on every device.
-RULES = (
-    (r"batch/row", P("data")),
-    (r"batch/.*", P()),
-    (r"(.*/)?items", P("model")),
-)
+RULES = ((r"(.*/)?items", P("model")),)  # the catalogue may be split over the model axis
 EVAL_ROWS = 256  # histories ranked at once
 
 
@@ -48,10 +45,22 @@ def make_position_rows(train: Sequences, users: np.ndarray, limit: int) -> dict[
     return {"history": history, "mask": mask, "targets": targets}
 
 
+def make_batches(
+    config: ConfigDict, train: Sequences, exponents: augment.Exponents, limit: int
+) -> Batches:
+    """Makes batches of all pairs in rows, or what the device draws rows from, the same at every
+    step."""
+    pairs = config.augment
+    if pairs.pairs == "packed":
+        return streams.make_packed_batches(train, config.seed, rows=pairs.rows, length=limit)
+    whole = make_whole_batch(train, pairs, exponents, limit)
+    return lambda step, rows: wiring.take_rows(whole, rows)
+
+
 def make_whole_batch(
     train: Sequences, pairs: Any, exponents: augment.Exponents, limit: int
 ) -> dict[str, np.ndarray]:
-    """Makes what the device draws rows from, the same at every step.
+    """Makes what the device draws rows from.
 
     Raises:
         UserError: no user has a position to learn.
@@ -83,8 +92,9 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     score = jax.jit(functools.partial(sasrec.scores_of, model))
     ranker = Ranker(score, cfg.max_items)
 
-    whole_batch = functools.cache(
-        lambda: make_whole_batch(loaded().split.train, pairs, exponents, cfg.max_items)
+    is_packed = pairs.pairs == "packed"
+    batches = functools.cache(
+        lambda: make_batches(config, loaded().split.train, exponents, cfg.max_items)
     )
 
     def evaluate(state: Mapping[str, Any], split: str) -> dict[str, Any]:
@@ -115,10 +125,10 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     tx = training.optimizer(groups["optim"])
     return Experiment(
         init=make_init(model, tx),
-        step=make_step(model, tx, pairs.pairs, exponents),
-        batch=lambda step, rows=None: wiring.take_rows(whole_batch(), rows),
+        step=make_step(tx, make_loss(model, pairs.pairs, exponents)),
+        batch=lambda step, rows=None: batches()(step, rows),
         evaluate=evaluate,
-        rules=RULES,
+        rules=(*(streams.RULES if is_packed else wiring.PAIR_RULES), *RULES),
         selectable=wiring.SELECTABLE,
         figures=figures.make_ranker_figures(config, artifacts, lists),
         actions={"recommend": action},
@@ -139,32 +149,49 @@ def make_init(
     return init
 
 
-def make_step(
-    model: SASRec,
-    tx: optax.GradientTransformation,
-    pairs: str,
-    exponents: augment.Exponents,
-) -> Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[dict, dict]]:
-    """Makes (state, batch) -> (state, metrics); every row is drawn with a key of its own.
+Loss = Callable[[Any, Mapping[str, Any], jax.Array], jax.Array]
+"""(params, batch, key) -> loss in nats."""
+
+
+def make_loss(model: SASRec, pairs: str, exponents: augment.Exponents) -> Loss:
+    """Makes the loss of a batch.
 
     Args:
-        pairs: "positions", or a strategy of rec.augment.
+        pairs: "packed", "positions" or a strategy of rec.augment.
     """
+    if pairs == "packed":
+        return lambda params, batch, key: sasrec.packed_loss(model, params, dict(batch), key)
     draw = _draw_positions if pairs == "positions" else _draw_pair
+    return make_drawn_loss(model, draw, exponents)
+
+
+def make_drawn_loss(model: SASRec, draw: Any, exponents: augment.Exponents) -> Loss:
+    """Makes the loss of rows that are drawn, every row with a key of its own.
+
+    Args:
+        draw: (key, batch, exponents, newest items that are read) -> one row.
+    """
     limit = model.cfg.max_items
 
-    def step(state: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[dict, dict]:
-        key = jax.random.fold_in(state["key"], state["step"])
+    def loss(params: Any, batch: Mapping[str, Any], key: jax.Array) -> jax.Array:
         rows = jax.vmap(lambda row: draw(jax.random.fold_in(key, row), batch, exponents, limit))(
             batch["row"]
         )
         # Rows have the keys 0 to rows - 1, so the loss takes the next one.
-        loss_key = jax.random.fold_in(key, len(batch["row"]))
+        return sasrec.loss(model, params, rows, jax.random.fold_in(key, len(batch["row"])))
+
+    return loss
+
+
+def make_step(
+    tx: optax.GradientTransformation, loss: Loss
+) -> Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[dict, dict]]:
+    """Makes (state, batch) -> (state, metrics)."""
+
+    def step(state: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[dict, dict]:
+        key = jax.random.fold_in(state["key"], state["step"])
         params, opt_state, train_metrics = training.update(
-            lambda params: sasrec.loss(model, params, rows, loss_key),
-            state["params"],
-            state["opt_state"],
-            tx,
+            lambda params: loss(params, batch, key), state["params"], state["opt_state"], tx
         )
         new_state = {
             "step": state["step"] + 1,

@@ -15,13 +15,13 @@ from ml_collections import ConfigDict
 
 from experiments.runner import settings
 from experiments.runner.contract import Experiment
-from experiments.systems.rec.recommenders import figures, generators, recommend, wiring
+from experiments.systems.rec.recommenders import figures, generators, recommend, streams, wiring
 from experiments.systems.rec.recommenders.generators import (
-    Batches,
     Catalogue,
     Decoder,
     Evaluation,
 )
+from experiments.systems.rec.recommenders.streams import Batches
 from rec import augment, training
 from rec.data import packing
 from rec.data.sequences import Sequences
@@ -32,8 +32,6 @@ from rec.models.packed import Packed
 from rec.models.tiger import Tiger
 
 RULES = (
-    (r"batch/(row|items|targets|segments|ages|weights)", P("data")),
-    (r"batch/.*", P()),
     (r"(.*/)?attn/[qkv]/kernel", P(None, None, "model")),
     (r"(.*/)?cross/[qkv]/kernel", P(None, None, "model")),
     (r"(.*/)?mlp/(gate|up)/kernel", P(None, None, "model")),
@@ -78,7 +76,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         step=make_step(model, tx, exponents, catalogue),
         batch=lambda step, rows=None: batches()(step, rows),
         evaluate=evaluation.metrics,
-        rules=RULES,
+        rules=(*(streams.RULES if isinstance(model, Packed) else wiring.PAIR_RULES), *RULES),
         selectable=(*wiring.SELECTABLE, "valid/loss"),
         figures=figures.make_ranker_figures(config, artifacts, lists),
         actions={"recommend": action},
@@ -110,24 +108,15 @@ def make_pair_batches(
 def make_packed_batches(
     config: ConfigDict, train: Sequences, sids: np.ndarray, exponents: augment.Exponents
 ) -> Batches:
-    """Makes pass after pass over all pairs, each in an order of its own that follows from seed and
-    pass, so that a resumed run reads the same."""
-    sizes = {"rows": config.augment.rows, "length": config.model.max_items}
-    weights = packing.strategy_weights(train, config.augment.pairs, exponents)
-    batches_per_pass = packing.count_batches(train, **sizes)
-
-    @functools.lru_cache(maxsize=2)
-    def pack(number: int) -> packing.Pass:
-        rng = np.random.default_rng([config.seed, number])
-        return packing.pack_pass(train, rng, **sizes, weights=weights)
-
-    def batch(step: int, rows: tuple[int, int] | None) -> dict[str, np.ndarray]:
-        number, index = divmod(step, batches_per_pass)
-        first, stop = rows or (0, None)
-        leaves = pack(number)._asdict().items()
-        return {name: leaf[index, first:stop] for name, leaf in leaves} | {"sids": sids}
-
-    return batch
+    """Makes batches of all pairs in rows, weighted by how often the strategy would draw them."""
+    batches = streams.make_packed_batches(
+        train,
+        config.seed,
+        rows=config.augment.rows,
+        length=config.model.max_items,
+        weights=packing.strategy_weights(train, config.augment.pairs, exponents),
+    )
+    return lambda step, rows: batches(step, rows) | {"sids": sids}
 
 
 def make_init(

@@ -21,6 +21,7 @@ from experiments.runner import settings
 from experiments.runner.errors import UserError
 from experiments.systems.rec import sid
 from experiments.systems.rec.recommenders import wiring
+from experiments.systems.rec.recommenders.streams import Batches
 from experiments.systems.rec.recommenders.wiring import Answer, Loaded, Ranking
 from rec import augment, genpas, metrics
 from rec.baselines import likelihood
@@ -206,10 +207,6 @@ def make_generator(
         )
 
     return Generator(max_items, search, nats, score_catalogue)
-
-
-Batches = Callable[[int, tuple[int, int] | None], dict[str, np.ndarray]]
-"""(step, rows of this host or None for all) -> the batch of that step."""
 
 
 def make_pair_batches(

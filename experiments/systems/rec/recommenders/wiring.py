@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from experiments.runner import data, inputs
@@ -30,6 +31,8 @@ KS = (5, 10)
 SELECTABLE = tuple(f"valid/{name}@{k}" for name in ("recall", "ndcg") for k in KS)
 TEXT_WIDTH = 90
 SAMPLED = 100  # negatives of one metric
+# Of a batch that rows are drawn from: the training sequences are on every device.
+PAIR_RULES = ((r"batch/row", P("data")), (r"batch/.*", P()))
 
 
 class Loaded(NamedTuple):
