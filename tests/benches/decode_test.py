@@ -19,7 +19,9 @@ SMALL = dataclasses.replace(
 )
 
 
-@pytest.mark.parametrize("options", [{"has_end": True}, {}, {"copies_memory": False}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"has_end": True}, deep({}), deep({"copies_memory": False})], ids=str
+)
 def test_the_library_finds_our_free_beams(options: dict[str, bool]) -> None:
     """Whatever it copies and however long it goes on; a beam that is another one is noticed."""
     model = Tiger(SMALL, (5, 4, 6))

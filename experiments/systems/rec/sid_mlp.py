@@ -27,17 +27,20 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
         ValueError: several seeds, or a SID table that does not match its hash.
     """
     settings.one_seed(config)
-    groups = settings.groups(config)
-
-    def make_reader(teacher: Tiger | Packed) -> Tiger | Packed | None:
-        if groups["distill"].control != "scratch":
-            return None
-        return generators.make(teacher.cfg, teacher.sizes)
-
-    student = distillation.make_student(config, artifacts, make_reader)
-    tx = training.optimizer(groups["optim"])
+    student = make_student(config, artifacts)
+    tx = training.optimizer(settings.groups(config)["optim"])
     init = distillation.make_init(student, tx.init)
     return distillation.make_experiment(config, artifacts, student, init, make_step(student, tx))
+
+
+def make_student(config: ConfigDict, artifacts: Mapping[str, Any]) -> Student:
+    """Makes the student, which reads histories with its teacher unless it starts from scratch."""
+    control = settings.groups(config)["distill"].control
+
+    def make_reader(teacher: Tiger | Packed) -> Tiger | Packed | None:
+        return generators.make(teacher.cfg, teacher.sizes) if control == "scratch" else None
+
+    return distillation.make_student(config, artifacts, make_reader)
 
 
 def make_step(student: Student, tx: optax.GradientTransformation) -> Step:
