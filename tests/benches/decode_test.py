@@ -13,6 +13,7 @@ from experiments.benches import decode, generation
 from experiments.runner import bench
 from experiments.runner.bench import Case
 from rec.models.tiger import Tiger
+from tests.tiers import deep
 
 SMALL = dataclasses.replace(
     generation.CONFIG, width=16, heads=2, head_dim=8, mlp_width=16, layers=1, max_items=4
