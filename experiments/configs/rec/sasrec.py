@@ -14,7 +14,7 @@ loss); TIGER there .0648 / .0384.
         All positions of a user drawn uniformly, padded, at a constant rate (pairs="positions") had
         .331 after 13 minutes.
 :tiny   a made-up catalogue, needs no file.
-:h200   whole Beauty, full softmax, 199 passes (not run here); wanted recall@10 >= .082.
+:h200   whole Beauty, full softmax, 60 passes (not run here); wanted recall@10 >= .082.
 :paper  whole Beauty with the paper's loss, one negative (not run here).
 """
 
@@ -126,9 +126,9 @@ def get_config(arg: str = "base") -> ConfigDict:
         _shrink(config)
     if arg == "h200":
         config.augment.rows = 64
-        config.optim.decay = 6400
-        config.train.update({"steps": 6400, "save_every": 1600})
-        config.eval.every = 800
+        config.optim.decay = 1920
+        config.train.update({"steps": 1920, "save_every": 480})
+        config.eval.every = 240
     if arg == "paper":
         _follow_paper(config)
     return config
