@@ -74,6 +74,17 @@ def student_ndcg(folder: Path, name: str) -> np.ndarray:
 
 
 @pytest.mark.data
+def test_the_encoder_decoder_on_beauty(tmp_path: Path) -> None:
+    """The paper's layout with the recipe of tiger:base, for four minutes and for twenty; one seed."""
+    short = train_all(tmp_path, "tiger:t5", {"four minutes": ()}, seeds=(0,))
+    _, long = teach(tmp_path, "tiger:t5", "teacher, encoder-decoder", LONG)
+    runs = short | {"twenty minutes": long["teacher, encoder-decoder"]}
+    leave("rec_tiger_t5", "recall@10 above popularity", runs)
+    for results in runs.values():
+        assert mean(results, "test/recall@10") > mean(results, "popularity/test/recall@10")
+
+
+@pytest.mark.data
 def test_sid_mlp_on_beauty(tmp_path: Path) -> None:
     """The student keeps .97 of its teacher's ndcg@10, both along the trie under one normaliser, and
     needs the history. Whether the teacher's answers help beside the targets, what a student that

@@ -199,12 +199,12 @@ def _follow_t5(config: ConfigDict) -> None:
             "mlp": "relu",
             "heads": 4,
             "head_dim": 16,
-            "dropout": 0.2,
-            "digit_dropout": 0.2,
+            "dropout": 0.1,
+            "digit_dropout": 0.1,
             "max_items": 8,
         }
     )
-    config.optim.update({"lr": 2e-3, "decay": 3600})
+    config.optim.update({"lr": 3e-3, "decay": 3600})
     config.train.update({"steps": 3600, "save_every": 900})
     config.eval.every = 900
 
