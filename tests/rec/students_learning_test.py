@@ -75,7 +75,7 @@ def student_ndcg(folder: Path, name: str) -> np.ndarray:
 
 @pytest.mark.data
 def test_the_encoder_decoder_on_beauty(tmp_path: Path) -> None:
-    """The paper's layout with the recipe of tiger:base, for four minutes and for twenty; one seed."""
+    """The paper's layout with the recipe of tiger:base, for four minutes and for twenty."""
     short = train_all(tmp_path, "tiger:t5", {"four minutes": ()}, seeds=(0,))
     _, long = teach(tmp_path, "tiger:t5", "teacher, encoder-decoder", LONG)
     runs = short | {"twenty minutes": long["teacher, encoder-decoder"]}
