@@ -159,6 +159,7 @@ def groups(config: ConfigDict) -> dict[str, Any]:
     """
     if "system" not in config:
         raise UserError("config.system is missing: it names a module of experiments/systems")
+    _check_top(config, TOP)  # before the system is looked up by its name
     top = top_keys(config.system)
     _check_top(config, top)
     classes = {**FRAME, **names.config_module(config.system).GROUPS}
