@@ -18,6 +18,7 @@ item, without training, reaches .0513 / .0668 / .0389 / .0439 there: every run p
         a teacher for students (configs/rec/sid_mlp.py) is better trained for 58:
         python experiments/run.py --config=tiger:t5 --config.train.steps=13000
         --config.optim.decay=13000
+        reaches recall@10 .284, ndcg@10 .170 in 20 minutes on one core (one seed).
 :tiny   a made-up catalogue, needs no file; :tiny_t5 the same with the layers of :t5.
 :h200   whole Beauty, the 13.13M-parameter generator of GRID in bf16, 20,000 updates (not run here);
         wanted recall@10 >= .055 with these features.
