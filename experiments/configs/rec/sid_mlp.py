@@ -87,7 +87,7 @@ DISTILL = DistillConfig(
     heads=4,
     inner=128,
     mlp_width=256,
-    head_width=256,
+    head_width=512,
     dropout=0.1,
     control="none",
     brief_teacher="",
@@ -118,7 +118,7 @@ def student_config(system: str, arg: str) -> ConfigDict:
     config.teacher = ""
     config.augment = ConfigDict(dataclasses.asdict(pairs))
     config.distill = ConfigDict(dataclasses.asdict(DISTILL))
-    config.optim = sasrec.optim_group(1e-3)
+    config.optim = sasrec.optim_group(3e-3)
     config.optim.update({"schedule": "cosine", "decay": 2000, "weight_decay": 1e-4})
     config.train.update({"steps": 2000, "save_every": 500})
     config.eval = ConfigDict(dataclasses.asdict(evaluation))
