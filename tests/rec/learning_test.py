@@ -83,7 +83,7 @@ def test_what_the_recipe_of_tiger_is_made_of(tmp_path: Path) -> None:
     asserted of single rows: the file says what each is worth. A quarter of the updates stands for
     a short run, where a loss over the children of the trie was expected to help."""
     short = ("--config.train.steps=420", "--config.optim.decay=420", "--config.eval.every=105")
-    children = ("--config.model.softmax=children",)
+    children = ("--config.model.softmax=children", "--config.eval.normaliser=children")
     conditions = {
         "tiger": (),
         "constant rate": ("--config.optim.schedule=constant",),
