@@ -27,7 +27,7 @@ from rec.models.sid_mlp_pp import Affine, LayerNorm, Mixer, drop, states_error, 
 from rec.models.student_config import DistillConfig
 from rec.models.tiger import Tiger
 
-FEW = 4  # children are scored alone where they are at most one in this many codes of a level
+FEW = 16  # children are scored alone where they are at most one in this many codes of a level
 
 
 class Prefix(NamedTuple):

@@ -357,7 +357,7 @@ def test_folded_heads_and_children_alone_change_no_list(
 @pytest.mark.deep
 def test_scores_of_children_are_those_of_their_level() -> None:
     """Few children are scored by rows of the table, many by the whole level: one outcome."""
-    head = sid_mlp.Head(TINY, 16, (40, 40), 0, False)
+    head = sid_mlp.Head(TINY, 16, (80, 80), 0, False)
     z = jnp.asarray(np.random.default_rng(0).normal(size=(ROWS, 16)), jnp.float32)
     written = sid_mlp.Prefix(z, jnp.zeros((ROWS, 0), jnp.int32))
 
@@ -366,7 +366,7 @@ def test_scores_of_children_are_those_of_their_level() -> None:
         return module.logits(hidden), module.child_logits(hidden, codes)
 
     for children in (3, 30):
-        codes = np.random.default_rng(children).integers(0, 40, (ROWS, children)).astype(np.int32)
+        codes = np.random.default_rng(children).integers(0, 80, (ROWS, children)).astype(np.int32)
         (logits, found), _ = jax.jit(partial(head.init_with_output, method=both))(
             jax.random.key(0), jnp.asarray(codes)
         )
