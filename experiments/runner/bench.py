@@ -52,7 +52,7 @@ def measure(cases: Iterable[Case | Missing], repeats: int) -> tuple[list[dict], 
     for repeat in range(1, repeats + 1):
         for (case, _), found in zip(ready, rates, strict=True):
             if case.is_latency:
-                case.run(repeat)  # what the row before left of caches and heap is its cost, not ours
+                case.run(repeat)  # caches and heap as the row before left them are not its cost
             ends = time.perf_counter() + LATENCY_SECONDS
             while True:
                 began = time.perf_counter()
