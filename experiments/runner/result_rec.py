@@ -13,6 +13,7 @@ DECODE = "bench_decode_cpu.json"
 STUDENTS = ("rec_sid_mlp.json", "rec_sid_mlp_pp.json")
 PAIRS = "rec_genpas.json"
 RECALL = ("test/ndcg@10", "test/recall@10", "teacher/test/ndcg@10", "test/recovery")
+SAME = 0.1  # relative, factors multiplied and the whole
 NOT_HERE = (
     "Not measured (they need an H200): 512 histories at once, 200 beams, peak memory on the "
     "device, whole Beauty and LETTER-Instruments checkpoints."
@@ -67,7 +68,14 @@ def _factors(bench: Mapping[str, Any]) -> str:
     for head, values in (("one change", factors), ("against", others)):
         rows = [[Cell(name), Cell(f"{value:.3g}")] for name, value in values.items()]
         tables.append(markdown_table(Table((head, "times"), rows)))
-    return "\n".join([intro, *tables])
+    away = abs(ratios["factors multiplied"] / ratios["the whole, timed on its own"] - 1)
+    verdict = (
+        f"The factors come to the whole within {away:.0%}."
+        if away <= SAME
+        else f"The factors miss the whole by {away:.0%}: the spread of rows below is larger than "
+        f"the {SAME:.0%} that were wanted."
+    )
+    return "\n".join([intro, *tables, f"{verdict}\n"])
 
 
 def _grid(bench: Mapping[str, Any]) -> str:
@@ -82,15 +90,16 @@ def _grid(bench: Mapping[str, Any]) -> str:
             f"{row['p50_ms']:.3g}",
             f"{row['p95_ms']:.3g}",
             f"{row['users_per_s']:.3g}",
+            f"{row['spread']:.0%}",
             _or_nothing(row, "gflop_per_user"),
             _or_nothing(row, "temporary_mb"),
         )
         rows.append([Cell(cell) for cell in cells])
     rows += [
-        [Cell(name), Cell("not measured"), Cell(""), Cell(""), Cell(""), Cell(reason)]
+        [Cell(name), Cell("not measured"), *(Cell("") for _ in range(4)), Cell(reason)]
         for name, reason in bench["not_measured"].items()
     ]
-    head = ("row", "p50, ms", "p95, ms", "users / s", "GFLOP / user", "temporaries, MiB")
+    head = ("row", "p50, ms", "p95, ms", "users / s", "spread", "GFLOP / user", "temporaries, MiB")
     return "## Rows\n\n" + markdown_table(Table(head, rows))
 
 
