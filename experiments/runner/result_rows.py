@@ -156,7 +156,20 @@ ROWS = (
             ),
         ),
     ),
-    Row("sid_mlp_pp", "Guo et al. 2026", None),
+    Row(
+        "sid_mlp_pp",
+        "Guo et al. 2026",
+        Shown("Beauty 8-core, recall@10", "rec_sid_mlp_pp.json", "SID-MLP++", "test/recall@10"),
+        (
+            Shown(
+                "ndcg@10 beside its teacher's",
+                "rec_sid_mlp_pp.json",
+                "SID-MLP++",
+                "test/ndcg@10",
+                ("teacher/test/ndcg@10",),
+            ),
+        ),
+    ),
     Row("sid", "Ju et al. 2025", None),
     Row(
         "pencil",

@@ -11,8 +11,9 @@ The teacher is a finished run of system tiger with layout encoder_decoder. First
         python experiments/run.py --config=tiger:t5 --workdir=runs/teacher
         python experiments/run.py --config=sid_mlp_pp --config.teacher=runs/teacher
 
-:base   Amazon-2014 Beauty's 8-core. The sizes and the recipe are [our choice], not tuned and not
-        measured; config.train.steps counts both stages.
+:base   Amazon-2014 Beauty's 8-core. The sizes and the recipe are [our choice], not tuned;
+        config.train.steps counts both stages. Of a teacher with ndcg@10 .170 one student has .158,
+        recovery .93, in four minutes; see results/rec_sid_mlp_pp.json.
 :tiny   a made-up catalogue, needs no file and no teacher: it trains a brief one.
 :h200   whole Beauty, the paper's sizes, a teacher of tiger:h200 (not run here).
 :paper  the paper's recipe: 4 layers of 2,048 units (12.7M parameters), 300 passes in either stage,
@@ -57,7 +58,7 @@ GROUPS = {
 VARIANTS = ("base", "tiny", "h200", "paper")
 ABOUT = About(
     asked="MLPs alone are trained to read a history and to write what a trained generator would.",
-    cost={"base": "not measured on free CPU cores, 3,000 updates", "tiny": "30 s on 2 CPU cores"},
+    cost={"base": "4 min on 2 CPU cores, the teacher not counted", "tiny": "30 s on 2 CPU cores"},
     data=rec_baselines.BEAUTY,
     use="Serving a generative recommender without any attention over its history.",
     failures="Tokens meet only in their mean, so order counts by learned positions alone.",
