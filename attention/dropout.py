@@ -63,6 +63,20 @@ def drop(
     return jnp.where(is_kept, x * jnp.asarray(scale, x.dtype), jnp.zeros((), x.dtype))
 
 
+def drop_in(
+    module: nn.Module,
+    x: jax.Array,
+    rate: int | float,
+    deterministic: bool,
+    shape: tuple[int, ...] | None = None,
+) -> jax.Array:
+    """`drop` with the rng stream "dropout" of a module that is being called; x itself where the
+    rate is 0 or `deterministic`."""
+    if deterministic or rate == 0:
+        return x
+    return drop(module.make_rng("dropout"), x, rate, shape)
+
+
 class Dropout(nn.Module):
     """`drop` with the rng stream "dropout"; nothing where the rate is 0 or `deterministic`.
 
@@ -77,6 +91,4 @@ class Dropout(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         if not 0 <= self.rate < 1:
             raise ValueError(f"rate={self.rate}: must be in [0, 1)")
-        if self.deterministic or self.rate == 0:
-            return x
-        return drop(self.make_rng("dropout"), x, self.rate)
+        return drop_in(self, x, self.rate, self.deterministic)

@@ -17,7 +17,7 @@ def _wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _along_last(scale: jax.Array, like: jax.Array) -> jax.Array:
+def along_last(scale: jax.Array, like: jax.Array) -> jax.Array:
     """`scale` with leading axes of length 1, as wide as `like`."""
     return scale.astype(like.dtype).reshape((1,) * (like.ndim - scale.ndim) + scale.shape)
 
@@ -33,7 +33,7 @@ def rms_norm(x: jax.Array, scale: jax.Array | None = None, eps: int | float = 1e
     wide = _wide(x)
     out = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     if scale is not None:
-        out = out * _along_last(scale, out)
+        out = out * along_last(scale, out)
     return out.astype(x.dtype)
 
 
@@ -55,9 +55,9 @@ def layer_norm(
     centered = wide - jnp.mean(wide, axis=-1, keepdims=True)
     out = centered * jax.lax.rsqrt(jnp.mean(centered * centered, axis=-1, keepdims=True) + eps)
     if scale is not None:
-        out = out * _along_last(scale, out)
+        out = out * along_last(scale, out)
     if bias is not None:
-        out = out + _along_last(bias, out)
+        out = out + along_last(bias, out)
     return out.astype(x.dtype)
 
 

@@ -13,7 +13,7 @@ Keys: `test/recall@10`, `test/ndcg@10`, `test/mrr`, `test/coverage@10`; sampled 
 `/uni100`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -177,9 +177,19 @@ def bootstrap(
     """Percentile interval of the mean of values [Q] over users drawn with replacement."""
     if not len(values):
         raise ValueError("no users to draw from")
+    means = [values[users].mean() for users in _draw_users(len(values), seed, draws)]
+    return _percentiles(means, level)
+
+
+def _draw_users(count: int, seed: int, draws: int) -> Iterator[np.ndarray]:
+    """Yields `draws` samples of users with replacement, int [count] each."""
     rng = np.random.default_rng([seed, 0xB007])
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(draws)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    for _ in range(draws):
+        yield rng.integers(count, size=count)
+
+
+def _percentiles(statistics: list[float], level: float) -> Interval:
+    low, high = np.quantile(statistics, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
 
 
@@ -208,15 +218,12 @@ def ratio_bootstrap(
         raise ValueError(f"{len(ours)} and {len(theirs)} users: both must answer the same queries")
     if not theirs.any():
         raise ValueError("theirs are all 0: there is no ratio")
-    rng = np.random.default_rng([seed, 0xB007])
     ratios = []
-    for _ in range(draws):
-        drawn = rng.integers(len(ours), size=len(ours))
-        total = theirs[drawn].sum()
+    for users in _draw_users(len(ours), seed, draws):
+        total = theirs[users].sum()
         if total > 0:
-            ratios.append(ours[drawn].sum() / total)
-    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
+            ratios.append(ours[users].sum() / total)
+    return _percentiles(ratios, level)
 
 
 # ------------------------------------------------------------------------------------- groups

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What training of all recommenders shares: optimizer and one update, as pure functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -44,6 +44,20 @@ def optimizer(cfg: OptimConfig) -> optax.GradientTransformation:
     )
 
 
+def forward(
+    model: Any, params: Any, inputs: tuple[Any, ...], key: jax.Array | None, method: Any = None
+) -> Any:
+    """What a method of a module (None: `__call__`) returns for inputs, with dropout where there is
+    a key of it."""
+    return model.apply(
+        {"params": params},
+        *inputs,
+        deterministic=key is None,
+        rngs=None if key is None else {"dropout": key},
+        method=method,
+    )
+
+
 def update(
     loss: Callable[[Any], jax.Array], params: Any, opt_state: Any, tx: optax.GradientTransformation
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
@@ -72,3 +86,34 @@ def _apply(
     updates, opt_state = tx.update(grads, opt_state, params)
     stepped: Any = optax.apply_updates(params, updates)
     return stepped, opt_state, optax.tree.norm(grads)
+
+
+Step = Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[dict[str, Any], dict[str, Any]]]
+"""(state, batch) -> (state, metrics)."""
+
+
+def next_state(state: Mapping[str, Any], params: Any, opt_state: Any) -> dict[str, Any]:
+    """The state after an update."""
+    return {**state, "step": state["step"] + 1, "params": params, "opt_state": opt_state}
+
+
+def make_step(
+    tx: optax.GradientTransformation, loss: Callable[..., Any], update: Callable[..., Any] = update
+) -> Step:
+    """Makes one update of a batch, whose key follows from the state's and the step.
+
+    Args:
+        loss: (params, batch, key) -> what `update` differentiates.
+        update: `update`, or `update_with_parts`.
+    """
+
+    def step(
+        state: Mapping[str, Any], batch: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        key = jax.random.fold_in(state["key"], state["step"])
+        params, opt_state, metrics = update(
+            lambda params: loss(params, batch, key), state["params"], state["opt_state"], tx
+        )
+        return next_state(state, params, opt_state), metrics
+
+    return step

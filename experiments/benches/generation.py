@@ -72,7 +72,7 @@ def library_beams(
     L = len(model.sizes)
     inner = model.cfg.transformer()
     vocabulary = sum(model.sizes)
-    offsets = [*level_offsets(model.sizes), vocabulary]
+    offsets = level_offsets(model.sizes)
 
     def call(method: Any, *inputs: Any) -> Any:
         return model.apply({"params": params}, *inputs, method=method)
@@ -91,9 +91,8 @@ def library_beams(
     for level in range(L + has_end):
         log_probs = jax.nn.log_softmax(call(Tiger.logits, hidden), axis=-1)
         token = jnp.arange(vocabulary)
-        own = (token >= int(offsets[level])) & (token < int(offsets[level + 1]))
-        if level == L:
-            own = token == END
+        first_token, stop = (END, END + 1) if level == L else map(int, offsets[level : level + 2])
+        own = (token >= first_token) & (token < stop)
         log_probs = jnp.where(own[None], log_probs, -jnp.inf).reshape(B, beams, vocabulary)
         total = (scores[:, :, None] + log_probs).reshape(B, -1)
         scores, best = jax.lax.top_k(total, beams)

@@ -2,12 +2,12 @@
 """Two pages on generative recommenders: what a fast search is made of and what it costs in recall,
 and which pairs of history and target to train on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from experiments.runner.pages import Cell, Table, markdown, markdown_table, number
 from experiments.runner.result_files import Found
-from experiments.runner.result_tables import measured
+from experiments.runner.result_tables import check_commands, measured
 
 DECODE = "bench_decode_cpu.json"
 STUDENTS = ("rec_sid_mlp.json", "rec_sid_mlp_pp.json")
@@ -132,18 +132,12 @@ def pairs_text(found: Found) -> str:
         "plain stream. Beauty's 8-core, mean ± sd of three seeds.\n"
     )
     criterion = f"{markdown(check['criterion'])}, commit {check['commit']}, {check['device']}.\n"
-    return "\n".join([title, intro, markdown_table(Table(head, rows)), criterion, _commands(check)])
+    return "\n".join(
+        [title, intro, markdown_table(Table(head, rows)), criterion, check_commands(check)]
+    )
 
 
 def _cell(condition: Mapping[str, Any] | None, metric: str) -> str:
     if condition is None:
         return "not measured"
     return measured(metric, [run["metrics"] for run in condition["runs"]])
-
-
-def _commands(check: Mapping[str, Any]) -> str:
-    commands: Sequence[str] = [
-        f"    {result['runs'][0]['command']}  # and {len(result['runs']) - 1} more"
-        for result in check["conditions"].values()
-    ]
-    return "\n".join(commands) + "\n"

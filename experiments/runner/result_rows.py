@@ -60,6 +60,17 @@ def _peer(system: str, paper: str) -> Row:
     return Row(system, paper, first, also if system == "pencil" else also[:2])
 
 
+def _student(system: str, source: str, condition: str) -> Row:
+    """A student of a generator on Beauty, and beside its teacher."""
+    teacher = ("teacher/test/ndcg@10",)
+    return Row(
+        system,
+        "Guo et al. 2026",
+        Shown("Beauty 8-core, recall@10", source, condition, "test/recall@10"),
+        (Shown("ndcg@10 beside its teacher's", source, condition, "test/ndcg@10", teacher),),
+    )
+
+
 ROWS = (
     Row(
         "banyan",
@@ -142,34 +153,8 @@ ROWS = (
             ),
         ),
     ),
-    Row(
-        "sid_mlp",
-        "Guo et al. 2026",
-        Shown("Beauty 8-core, recall@10", "rec_sid_mlp.json", "SID-MLP", "test/recall@10"),
-        (
-            Shown(
-                "ndcg@10 beside its teacher's",
-                "rec_sid_mlp.json",
-                "SID-MLP",
-                "test/ndcg@10",
-                ("teacher/test/ndcg@10",),
-            ),
-        ),
-    ),
-    Row(
-        "sid_mlp_pp",
-        "Guo et al. 2026",
-        Shown("Beauty 8-core, recall@10", "rec_sid_mlp_pp.json", "SID-MLP++", "test/recall@10"),
-        (
-            Shown(
-                "ndcg@10 beside its teacher's",
-                "rec_sid_mlp_pp.json",
-                "SID-MLP++",
-                "test/ndcg@10",
-                ("teacher/test/ndcg@10",),
-            ),
-        ),
-    ),
+    _student("sid_mlp", "rec_sid_mlp.json", "SID-MLP"),
+    _student("sid_mlp_pp", "rec_sid_mlp_pp.json", "SID-MLP++"),
     Row("sid", "Ju et al. 2025", None),
     Row(
         "pencil",

@@ -73,15 +73,18 @@ def check_text(check: Mapping[str, Any]) -> str:
         head = ("condition", *names)
         rows = [[condition, *columns[condition]] for condition in conditions]
     table = Table(head, [[Cell(text) for text in row] for row in rows])
-    commands = [
-        f"    {today(result['runs'][0]['command'])}{_others(result['runs'])}"
-        for result in conditions.values()
-    ]
     title = f"**{markdown(check['check'])}** on {check['device']}, commit {check['commit']}"
     return (
         f"{title}: {markdown(check['criterion'])}\n\n{markdown_table(table)}\n"
-        + "\n".join(commands)
-        + "\n"
+        f"{check_commands(check)}"
+    )
+
+
+def check_commands(check: Mapping[str, Any]) -> str:
+    """The command of every condition of a slow test, a line each."""
+    return "".join(
+        f"    {today(result['runs'][0]['command'])}{_others(result['runs'])}\n"
+        for result in check["conditions"].values()
     )
 
 

@@ -159,9 +159,10 @@ def groups(config: ConfigDict) -> dict[str, Any]:
     """
     if "system" not in config:
         raise UserError("config.system is missing: it names a module of experiments/systems")
-    _check_top(config, TOP)  # before the system is looked up by its name
+    _check_types(config, {"system": str})  # before the system is looked up by its name
     top = top_keys(config.system)
-    _check_top(config, top)
+    _check_types(config, top)
+    _check_ranges(config)
     classes = {**FRAME, **names.config_module(config.system).GROUPS}
     allowed = {*top, *classes}
     if set(config) != allowed:
@@ -190,12 +191,16 @@ def top_keys(system: str) -> dict[str, type]:
     return {**TOP, **dict.fromkeys(stands_on, str)}
 
 
-def _check_top(config: ConfigDict, top: Mapping[str, type]) -> None:
-    """Raises UserError for a key of the top level of a wrong type or out of range."""
+def _check_types(config: ConfigDict, top: Mapping[str, type]) -> None:
+    """Raises UserError for a key of the top level of a wrong type."""
     for key, kind in top.items():
         value = config.get(key, kind())  # a missing key is named with all the others
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise UserError(f"config.{key}={value!r} must be {kind.__name__}")
+
+
+def _check_ranges(config: ConfigDict) -> None:
+    """Raises UserError for a key of the top level that is out of range."""
     if config.get("num_seeds", 1) < 1:
         raise UserError(f"config.num_seeds={config.num_seeds} must be at least 1")
     if not 0 <= config.get("seed", 0) < MAX_SEED:

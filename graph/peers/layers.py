@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from attention.layers import along_last
 from graph import tuples
 
 SLOPE = 0.2  # of the leaky ReLU before GAT's softmax
@@ -90,7 +91,7 @@ class GCN(nn.Module):
         if not self.bias:
             return out
         b = self.param("bias", nn.initializers.zeros, (self.width,))
-        return out + b.reshape((1,) * (out.ndim - 1) + b.shape)
+        return out + along_last(b, out)
 
 
 class SAGE(nn.Module):
@@ -124,7 +125,7 @@ class GAT(nn.Module):
         )
         out = graph.attend(receive, send, h).reshape(*x.shape[:-1], self.width)
         b = self.param("bias", nn.initializers.zeros, (self.width,))
-        return out + b.reshape((1,) * (out.ndim - 1) + b.shape)
+        return out + along_last(b, out)
 
 
 def convolution(kind: str, width: int, heads: int, name: str) -> nn.Module:

@@ -103,13 +103,13 @@ def beam_search(
         if generator.children is not None:
             assert bound is not None and shape is not None  # "children" is refused without them
             digits, children, logits = _children(generator, bound, shape, level, nodes, hidden)
-        elif bound is not None and shape is not None:
-            logits = _level_scores(generator, hidden, level, normaliser).reshape(B, width, -1)
-            digits, children, logits = _allowed(bound, shape, level, nodes, logits, normaliser)
         else:
             logits = _level_scores(generator, hidden, level, normaliser).reshape(B, width, -1)
-            digits = jnp.broadcast_to(jnp.arange(logits.shape[2]), logits.shape)
-            children = jnp.zeros(logits.shape, jnp.int32)
+            if bound is not None and shape is not None:
+                digits, children, logits = _allowed(bound, shape, level, nodes, logits, normaliser)
+            else:
+                digits = jnp.broadcast_to(jnp.arange(logits.shape[2]), logits.shape)
+                children = jnp.zeros(logits.shape, jnp.int32)
         total = (scores[:, :, None] + logits).reshape(B, -1)
         scores, best = jax.lax.top_k(total, min(beams, total.shape[1]))
         parent = best // logits.shape[2]

@@ -16,7 +16,8 @@ PACKED = MappingProxyType(
 LOSSES = ("full", "sampled", "bce")
 
 
-def _require(config: Any, name: str, holds: bool, rule: str) -> None:
+def require(config: Any, name: str, holds: bool, rule: str) -> None:
+    """Raises ValueError with a field and its value unless a rule holds."""
     if not holds:
         raise ValueError(f"{name}={getattr(config, name)!r}: {rule}")
 
@@ -70,20 +71,20 @@ class TigerConfig:
     smoothing: int | float = 0.0
 
     def __post_init__(self) -> None:
-        _require(self, "layout", self.layout in LAYOUTS, f"must be one of {LAYOUTS}")
-        _require(self, "softmax", self.softmax in SOFTMAXES, f"must be one of {SOFTMAXES}")
-        _require(self, "user_tokens", self.user_tokens >= 0, "must be at least 0")
-        _require(self, "max_items", self.max_items >= 1, "must be at least 1")
+        require(self, "layout", self.layout in LAYOUTS, f"must be one of {LAYOUTS}")
+        require(self, "softmax", self.softmax in SOFTMAXES, f"must be one of {SOFTMAXES}")
+        require(self, "user_tokens", self.user_tokens >= 0, "must be at least 0")
+        require(self, "max_items", self.max_items >= 1, "must be at least 1")
         for name in ("digit_dropout", "smoothing"):
-            _require(self, name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
+            require(self, name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
         if self.layout == "packed":
-            _require(self, "fusion_width", self.fusion_width >= 1, "must be at least 1 for packed")
+            require(self, "fusion_width", self.fusion_width >= 1, "must be at least 1 for packed")
             for name, value in PACKED.items():
-                _require(self, name, getattr(self, name) == value, f"packed has only {value!r}")
-            _require(self, "softmax", self.softmax != "full", "packed has 'digit' or 'children'")
+                require(self, name, getattr(self, name) == value, f"packed has only {value!r}")
+            require(self, "softmax", self.softmax != "full", "packed has 'digit' or 'children'")
         else:
-            _require(self, "fusion_width", not self.fusion_width, "is of layout='packed', give 0")
-            _require(self, "softmax", self.softmax != "children", "is of layout='packed'")
+            require(self, "fusion_width", not self.fusion_width, "is of layout='packed', give 0")
+            require(self, "softmax", self.softmax != "children", "is of layout='packed'")
         self.transformer()
 
     def transformer(self) -> TransformerConfig:
@@ -147,14 +148,14 @@ class SASRecConfig:
     smoothing: int | float = 0.0
 
     def __post_init__(self) -> None:
-        _require(self, "loss", self.loss in LOSSES, f"must be one of {LOSSES}")
-        _require(self, "smoothing", 0 <= self.smoothing < 1, "must be in [0, 1)")
+        require(self, "loss", self.loss in LOSSES, f"must be one of {LOSSES}")
+        require(self, "smoothing", 0 <= self.smoothing < 1, "must be in [0, 1)")
         is_full = self.loss == "full"
-        _require(self, "smoothing", is_full or not self.smoothing, "is of loss='full', give 0")
-        _require(self, "negatives", self.negatives >= 1, "must be at least 1")
-        _require(self, "max_items", self.max_items >= 1, "must be at least 1")
-        _require(self, "heads", self.heads >= 1, "must be at least 1")
-        _require(self, "heads", self.width % self.heads == 0, f"must divide width={self.width}")
+        require(self, "smoothing", is_full or not self.smoothing, "is of loss='full', give 0")
+        require(self, "negatives", self.negatives >= 1, "must be at least 1")
+        require(self, "max_items", self.max_items >= 1, "must be at least 1")
+        require(self, "heads", self.heads >= 1, "must be at least 1")
+        require(self, "heads", self.width % self.heads == 0, f"must divide width={self.width}")
         self.transformer()
 
     def transformer(self) -> TransformerConfig:
@@ -204,11 +205,11 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         schedules = ("constant", "cosine", "rsqrt")
-        _require(self, "lr", self.lr > 0, "must be > 0")
-        _require(self, "warmup", self.warmup >= 0, "must be at least 0")
-        _require(self, "schedule", self.schedule in schedules, f"must be one of {schedules}")
-        _require(self, "decay", self.decay > self.warmup, "must be more than warmup")
-        _require(self, "b1", 0 <= self.b1 < 1, "must be in [0, 1)")
-        _require(self, "b2", 0 <= self.b2 < 1, "must be in [0, 1)")
-        _require(self, "weight_decay", self.weight_decay >= 0, "must be at least 0")
-        _require(self, "clip", self.clip > 0, "must be > 0")
+        require(self, "lr", self.lr > 0, "must be > 0")
+        require(self, "warmup", self.warmup >= 0, "must be at least 0")
+        require(self, "schedule", self.schedule in schedules, f"must be one of {schedules}")
+        require(self, "decay", self.decay > self.warmup, "must be more than warmup")
+        require(self, "b1", 0 <= self.b1 < 1, "must be in [0, 1)")
+        require(self, "b2", 0 <= self.b2 < 1, "must be in [0, 1)")
+        require(self, "weight_decay", self.weight_decay >= 0, "must be at least 0")
+        require(self, "clip", self.clip > 0, "must be > 0")

@@ -16,6 +16,12 @@ def level_offsets(sizes: Sequence[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
 
 
+def split_levels(array: jax.Array, sizes: Sequence[int], axis: int = 0) -> list[jax.Array]:
+    """The part of every level, L times, of an array with an axis of sum(sizes)."""
+    cuts = [int(offset) for offset in level_offsets(sizes)[1:-1]]
+    return jnp.split(array, cuts, axis=axis)
+
+
 def side_by_side(by_level: Sequence[jax.Array], sizes: Sequence[int]) -> jax.Array:
     """L arrays [R, sizes[l]] as one [R, L, sum(sizes)]: row l has those of its level in their
     columns, and 0 or False in the others."""
@@ -32,9 +38,7 @@ def drop_digits(
 ) -> jax.Array:
     """Code vectors [..., L, D] with whole digits dropped, by the rng stream "dropout" of a module
     that is being called."""
-    if deterministic or not rate:
-        return vectors
-    return dropout.drop(module.make_rng("dropout"), vectors, rate, (*vectors.shape[:-1], 1))
+    return dropout.drop_in(module, vectors, rate, deterministic, (*vectors.shape[:-1], 1))
 
 
 def digit_log_probs(logits: jax.Array, sizes: Sequence[int], softmax: str) -> jax.Array:

@@ -14,7 +14,6 @@ Training reads rows of `rec.data.packing`, in which users stand one after the ot
 across users. All recipe figures are [our choice], selected on validation.
 """
 
-import itertools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -22,8 +21,10 @@ import jax
 import jax.numpy as jnp
 
 from attention import layers, transformer
+from rec import training
+from rec.models import histories
 from rec.models.config import TigerConfig
-from rec.models.digits import drop_digits, level_offsets, side_by_side
+from rec.models.digits import drop_digits, level_offsets, side_by_side, split_levels
 from rec.sid import trie as tries
 from rec.sid.trie import Trie, TrieShape
 
@@ -123,7 +124,7 @@ class Packed(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """The state after each history, [B, 1, D], and its segment ids int32 [B, 1]."""
         states, ids = self.history_states(history, mask, users, deterministic=deterministic)
-        newest = self._newest(states, ids)
+        newest = histories.last_state(states, ids)[:, None]
         return newest, jnp.ones(newest.shape[:2], jnp.int32)
 
     def history_states(
@@ -132,9 +133,8 @@ class Packed(nn.Module):
         """One state for every item of a history: [B, T, D] and segment ids int32 [B, T], 0 =
         padding; arguments are those of `read`."""
         del users
-        lengths = mask.sum(axis=1)[:, None]
-        ages = jnp.clip(lengths - 1 - jnp.arange(mask.shape[1])[None], 0)
         ids = mask.astype(jnp.int32)
+        ages = histories.ages(mask)
         return self.states(history, ids, ages, deterministic=deterministic), ids
 
     def teach(
@@ -142,22 +142,13 @@ class Packed(nn.Module):
     ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
         """What a student learns from, see `Tiger.teach`."""
         states, ids = self.history_states(history, mask, users)
-        return states, ids, self.digit_logits(self._newest(states, ids)[:, 0], target)
+        return states, ids, self.digit_logits(histories.last_state(states, ids), target)
 
     def code_vectors(self) -> list[jax.Array]:
         """Vectors of the codes of every level, as written digits are read: L times
         [sizes[l], D]."""
-        offsets = level_offsets(self.sizes)
-        spans = itertools.pairwise(offsets)
-        scale = self.cfg.width**0.5
-        return [
-            self.write_codes[start:stop].astype(self.cfg.dtype) * scale for start, stop in spans
-        ]
-
-    def _newest(self, states: jax.Array, ids: jax.Array) -> jax.Array:
-        """State after the last item of right-padded histories, [B, 1, D]."""
-        last = jnp.maximum(ids.sum(axis=1) - 1, 0)[:, None, None]
-        return jnp.take_along_axis(states, last, axis=1)
+        vectors = self.write_codes.astype(self.cfg.dtype) * self.cfg.width**0.5
+        return split_levels(vectors, self.sizes)
 
     def write(self, memory: jax.Array, ids: jax.Array, target: jax.Array) -> jax.Array:
         """Logits [R, L, sum(sizes)] of target int32 [R, L] after what `read` gave; those of a level
@@ -189,7 +180,7 @@ class Packed(nn.Module):
             raise ValueError('normaliser="full": a packed generator scores level by level')
         start, stop = map(int, level_offsets(self.sizes)[level : level + 2])
         scores = layers.class_logits(hidden, self.write_codes[start:stop])
-        return scores + self.code_bias[start:stop].reshape((1,) * (scores.ndim - 1) + (-1,))
+        return scores + layers.along_last(self.code_bias[start:stop], scores)
 
     def _hidden(self, written: Written, level: int) -> jax.Array:
         join = self.heads[level]
@@ -219,20 +210,12 @@ def loss(
         trie, shape: of the catalogue, needed by cfg.softmax == "children".
     """
     cfg = model.cfg
-    variables: Any = {"params": params}
-    states: Any = model.apply(
-        variables,
-        batch["sids"],
-        batch["segments"],
-        batch["ages"],
-        deterministic=key is None,
-        rngs=None if key is None else {"dropout": key},
-        method=Packed.states,
-    )
+    inputs = (batch["sids"], batch["segments"], batch["ages"])
+    states = training.forward(model, params, inputs, key, Packed.states)
     target = batch["targets"].reshape(-1, len(model.sizes))
     weights = batch["weights"].reshape(-1)
     flat = states.reshape(len(target), -1)
-    by_level: Any = model.apply(variables, flat, target, method=Packed.digit_logits)
+    by_level: Any = model.apply({"params": params}, flat, target, method=Packed.digit_logits)
     allowed: list[Any] = [None] * len(by_level)
     if cfg.softmax == "children":
         assert trie is not None and shape is not None

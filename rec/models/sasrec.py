@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from attention import layers, transformer
+from rec import training
+from rec.models import histories
 from rec.models.config import SASRecConfig
 
 
@@ -41,9 +43,7 @@ class SASRec(nn.Module):
             history: int32 [B, T], T <= max_items, oldest first, right-padded; mask: bool [B, T].
             deterministic: no dropout; else the rng stream "dropout" is needed.
         """
-        lengths = mask.sum(axis=1)[:, None]
-        ages = jnp.maximum(lengths - 1 - jnp.arange(history.shape[1])[None], 0)
-        return self.states(history, mask, ages, deterministic=deterministic)
+        return self.states(history, mask, histories.ages(mask), deterministic=deterministic)
 
     def states(
         self, items: jax.Array, segments: jax.Array, ages: jax.Array, *, deterministic: bool = True
@@ -68,12 +68,6 @@ class SASRec(nn.Module):
         return jnp.einsum("...d,...kd->...k", states, rows, preferred_element_type=jnp.float32)
 
 
-def last_state(states: jax.Array, mask: jax.Array) -> jax.Array:
-    """[B, D]: the state of the newest item, which has read the whole history."""
-    last = jnp.maximum(mask.sum(axis=1) - 1, 0)[:, None, None]
-    return jnp.take_along_axis(states, last, axis=1)[:, 0]
-
-
 def loss(model: SASRec, params: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
     """Weighted mean loss over the positions of right-padded histories, in nats, see `mean_nats`.
 
@@ -83,13 +77,7 @@ def loss(model: SASRec, params: Any, batch: dict[str, jax.Array], key: jax.Array
         key: of dropout and negatives.
     """
     drop, draw = jax.random.split(key)
-    states: Any = model.apply(
-        {"params": params},
-        batch["history"],
-        batch["mask"],
-        deterministic=False,
-        rngs={"dropout": drop},
-    )
+    states = training.forward(model, params, (batch["history"], batch["mask"]), drop)
     return mean_nats(model, params, states, batch["targets"], batch["weights"], draw)
 
 
@@ -103,15 +91,8 @@ def packed_loss(
         key: of dropout and negatives.
     """
     drop, draw = jax.random.split(key)
-    states: Any = model.apply(
-        {"params": params},
-        batch["items"],
-        batch["segments"],
-        batch["ages"],
-        deterministic=False,
-        rngs={"dropout": drop},
-        method=SASRec.states,
-    )
+    inputs = (batch["items"], batch["segments"], batch["ages"])
+    states = training.forward(model, params, inputs, drop, SASRec.states)
     return mean_nats(model, params, states, batch["targets"], batch["weights"], draw)
 
 
@@ -162,5 +143,5 @@ def scores_of(model: SASRec, params: Any, history: jax.Array, mask: jax.Array) -
     """Scores of the catalogue as the next item, float32 [B, N]."""
     variables: Any = {"params": params}
     states: Any = model.apply(variables, history, mask)
-    out: Any = model.apply(variables, last_state(states, mask), method=SASRec.scores)
+    out: Any = model.apply(variables, histories.last_state(states, mask), method=SASRec.scores)
     return out

@@ -21,9 +21,11 @@ import jax
 import jax.numpy as jnp
 
 from attention import layers
+from attention.dropout import drop_in
+from rec import training
 from rec.models.digits import side_by_side
 from rec.models.packed import Packed
-from rec.models.sid_mlp_pp import Affine, LayerNorm, Mixer, drop, states_error, valid_mean
+from rec.models.sid_mlp_pp import Affine, LayerNorm, Mixer, states_error, valid_mean
 from rec.models.student_config import DistillConfig
 from rec.models.tiger import Tiger
 
@@ -80,11 +82,11 @@ class ReadOut(nn.Module):
         scores = jnp.einsum("bhd,bsd->bhs", asked, states) * size**-0.5
         # Finite, so that a history of padding alone gives no NaN.
         scores = jnp.where((ids > 0)[:, None], scores, -1e30)
-        weights = drop(self, jax.nn.softmax(scores, axis=-1), cfg.dropout, deterministic)
+        weights = drop_in(self, jax.nn.softmax(scores, axis=-1), cfg.dropout, deterministic)
         means = jnp.einsum("bhs,bsd->bhd", weights, states)
         values = jnp.einsum("bhd,dhe->bhe", means, self.value.kernel.reshape(by_head))
         x = self.attention_norm(pooled + self.out(values.reshape(-1, cfg.inner)))
-        hidden = drop(self, jax.nn.relu(self.up(x)), cfg.dropout, deterministic)
+        hidden = drop_in(self, jax.nn.relu(self.up(x)), cfg.dropout, deterministic)
         return self.mlp_norm(x + self.down(hidden))
 
 
@@ -133,7 +135,7 @@ class Head(nn.Module):
             parts += [vectors[j][codes[:, j]] for j in range(self.level)]
             first = self.up(jnp.concatenate(parts, axis=-1))
         hidden = layers.gelu(self.norm(first))
-        return drop(self, hidden, self.cfg.dropout, deterministic)
+        return drop_in(self, hidden, self.cfg.dropout, deterministic)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 [R, W] of hidden units [R, F]."""
@@ -369,16 +371,8 @@ def loss(
         batch: history [B, T, L], mask [B, T], users [B], target [B, L].
         key: of dropout; None is none.
     """
-    lesson: Any = model.apply(
-        {"params": params},
-        batch["history"],
-        batch["mask"],
-        batch["users"],
-        batch["target"],
-        deterministic=key is None,
-        rngs=None if key is None else {"dropout": key},
-        method=SidMlp.learn,
-    )
+    inputs = (batch["history"], batch["mask"], batch["users"], batch["target"])
+    lesson = training.forward(model, params, inputs, key, SidMlp.learn)
     cfg = model.cfg
     kl, nats = digit_losses(lesson.student, lesson.teacher, batch["target"], cfg.tau)
     total = (cfg.alpha * cfg.tau**2 * kl + (1 - cfg.alpha) * nats).mean()
@@ -393,13 +387,5 @@ def imitation_loss(
 ) -> jax.Array:
     """Mean squared distance of a `Mixer`'s states to the teacher's; arguments are those of
     `loss`."""
-    error: Any = model.apply(
-        {"params": params},
-        batch["history"],
-        batch["mask"],
-        batch["users"],
-        deterministic=key is None,
-        rngs=None if key is None else {"dropout": key},
-        method=SidMlp.imitate,
-    )
-    return error
+    inputs = (batch["history"], batch["mask"], batch["users"])
+    return training.forward(model, params, inputs, key, SidMlp.imitate)

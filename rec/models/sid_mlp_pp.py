@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attention import dropout, layers
+from attention import layers
+from attention.dropout import drop_in
 from rec.models.student_config import MixerConfig
 
 NORM_EPS = 1e-5
@@ -36,12 +37,7 @@ class Affine(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         out = layers.matmul(x, self.kernel)
-        return out + along_last(self.shift, out) if self.bias else out
-
-
-def along_last(vector: jax.Array, like: jax.Array) -> jax.Array:
-    """A vector [D] with leading axes of length 1, as many as `like` has."""
-    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
+        return out + layers.along_last(self.shift, out) if self.bias else out
 
 
 class LayerNorm(nn.Module):
@@ -55,13 +51,6 @@ class LayerNorm(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return layers.layer_norm(x, self.scale, self.shift, NORM_EPS)
-
-
-def drop(module: nn.Module, x: jax.Array, rate: int | float, deterministic: bool) -> jax.Array:
-    """x with elements dropped, by the rng stream "dropout" of a module that is being called."""
-    if deterministic or not rate:
-        return x
-    return dropout.drop(module.make_rng("dropout"), x, rate)
 
 
 class PositionMLP(nn.Module):
@@ -89,7 +78,7 @@ class PositionMLP(nn.Module):
 
     def _finish(self, hidden: jax.Array) -> jax.Array:
         hidden = layers.gelu(self.norm(hidden))
-        return self.down(drop(self, hidden, self.cfg.dropout, self.deterministic))
+        return self.down(drop_in(self, hidden, self.cfg.dropout, self.deterministic))
 
 
 class MixerLayer(nn.Module):

@@ -5,16 +5,11 @@ Guo et al. 2026, "MLPs are Efficient Distilled Generative Recommenders".
 """
 
 import dataclasses
-from typing import Any
+
+from rec.models.config import require
 
 CONTROLS = ("none", "blind", "shuffled_labels", "scratch")
 FORMS = ("grouped", "masked")
-
-
-def _at_least(config: Any, low: int | float, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name) >= low:
-            raise ValueError(f"{name}={getattr(config, name)!r}: must be at least {low}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +44,14 @@ class DistillConfig:
     brief_teacher: str
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "heads", "inner", "mlp_width", "head_width")
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha={self.alpha!r}: must be in [0, 1]")
-        if not self.tau > 0:
-            raise ValueError(f"tau={self.tau!r}: must be > 0")
-        if self.inner % self.heads:
-            raise ValueError(f"inner={self.inner!r}: must be a multiple of heads={self.heads}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout!r}: must be in [0, 1)")
-        if self.control not in CONTROLS:
-            raise ValueError(f"control={self.control!r}: must be one of {CONTROLS}")
+        for name in ("heads", "inner", "mlp_width", "head_width"):
+            require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        require(self, "alpha", 0 <= self.alpha <= 1, "must be in [0, 1]")
+        require(self, "tau", self.tau > 0, "must be > 0")
+        is_multiple = self.inner % self.heads == 0
+        require(self, "inner", is_multiple, f"must be a multiple of heads={self.heads}")
+        require(self, "dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
+        require(self, "control", self.control in CONTROLS, f"must be one of {CONTROLS}")
         if self.control == "scratch" and self.alpha:
             raise ValueError("control='scratch' learns from targets alone: give alpha=0")
 
@@ -86,8 +78,7 @@ class MixerConfig:
     form: str
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "layers", "width", "positions", "updates")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout!r}: must be in [0, 1)")
-        if self.form not in FORMS:
-            raise ValueError(f"form={self.form!r}: must be one of {FORMS}")
+        for name in ("layers", "width", "positions", "updates"):
+            require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        require(self, "dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
+        require(self, "form", self.form in FORMS, f"must be one of {FORMS}")

@@ -9,7 +9,6 @@ Rows of a history are right-padded. In the decoder-only layout they are turned s
 first and the target follows the newest item directly.
 """
 
-import itertools
 from typing import Any
 
 import flax.linen as nn
@@ -18,8 +17,9 @@ import jax.numpy as jnp
 
 from attention import layers, transformer
 from attention.transformer import DecoderCache
+from rec import training
 from rec.models.config import TigerConfig
-from rec.models.digits import drop_digits, level_offsets, smoothed_nats
+from rec.models.digits import drop_digits, level_offsets, smoothed_nats, split_levels
 
 
 class Tiger(nn.Module):
@@ -106,16 +106,13 @@ class Tiger(nn.Module):
         else:  # causal: the states of the history do not see the target
             states, out = self._continue(memory, ids, self._targets(target[:, :-1]), True)
             logits = self.logits(out)
-        offsets = level_offsets(self.sizes)
-        spans = enumerate(itertools.pairwise(offsets))
-        return states, ids, [logits[:, level, start:stop] for level, (start, stop) in spans]
+        by_level = enumerate(split_levels(logits, self.sizes, axis=2))
+        return states, ids, [of_codes[:, level] for level, of_codes in by_level]
 
     def code_vectors(self) -> list[jax.Array]:
         """Vectors of the codes of every level, as written digits are read: L times
         [sizes[l], D]."""
-        offsets = level_offsets(self.sizes)
-        spans = itertools.pairwise(offsets)
-        return [self.codes[start:stop].astype(self.cfg.dtype) for start, stop in spans]
+        return split_levels(self.codes.astype(self.cfg.dtype), self.sizes)
 
     def _continue(
         self, memory: jax.Array, ids: jax.Array, digits: jax.Array, deterministic: bool
@@ -218,15 +215,8 @@ def loss(
         batch: history [B, T, L], mask [B, T], users [B], target [B, L].
         key: of dropout; None is none.
     """
-    logits: Any = model.apply(
-        {"params": params},
-        batch["history"],
-        batch["mask"],
-        batch["users"],
-        batch["target"],
-        deterministic=key is None,
-        rngs=None if key is None else {"dropout": key},
-    )
+    inputs = (batch["history"], batch["mask"], batch["users"], batch["target"])
+    logits = training.forward(model, params, inputs, key)
     cfg = model.cfg
     nats = smoothed_nats(logits, batch["target"], model.sizes, cfg.softmax, cfg.smoothing)
     return nats.sum(axis=-1).mean()

@@ -144,6 +144,22 @@ PACKED = TigerConfig(
     smoothing=0.1,
 )
 
+BEAM_EVAL = BeamEval(
+    every=420,
+    select=("valid/ndcg@10", "max"),
+    tolerance=1e-3,
+    rows=0,
+    top=10,
+    draws=1000,
+    beams=20,
+    constrained=True,
+    normaliser="digit",
+    policy="popularity",
+    per_sid=1,
+    batch=128,
+    exact=False,
+)
+
 
 def get_config(arg: str = "base") -> ConfigDict:
     """Builds the config of one variant."""
@@ -151,21 +167,7 @@ def get_config(arg: str = "base") -> ConfigDict:
     config = rec_baselines.rec_config("tiger", "tiny" if arg == "tiny_t5" else arg)
     config.variant = arg
     pairs = Pairs(rows=16, pairs="prefixes", alpha=1.0, beta=0.0, gamma=0.0, search=False)
-    evaluation = BeamEval(
-        every=420,
-        select=("valid/ndcg@10", "max"),
-        tolerance=1e-3,
-        rows=0,
-        top=10,
-        draws=config.eval.draws,
-        beams=20,
-        constrained=True,
-        normaliser="digit",
-        policy="popularity",
-        per_sid=1,
-        batch=128,
-        exact=False,
-    )
+    evaluation = dataclasses.replace(BEAM_EVAL, draws=config.eval.draws)
     config.sid = sid.sid_group(sid.SID)
     config.augment = ConfigDict(dataclasses.asdict(pairs))
     config.model = ConfigDict(dataclasses.asdict(PACKED))

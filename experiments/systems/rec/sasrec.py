@@ -125,7 +125,7 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     tx = training.optimizer(groups["optim"])
     return Experiment(
         init=make_init(model, tx),
-        step=make_step(tx, make_loss(model, pairs.pairs, exponents)),
+        step=training.make_step(tx, make_loss(model, pairs.pairs, exponents)),
         batch=lambda step, rows=None: batches()(step, rows),
         evaluate=evaluate,
         rules=(*(streams.RULES if is_packed else wiring.PAIR_RULES), *RULES),
@@ -181,27 +181,6 @@ def make_drawn_loss(model: SASRec, draw: Any, exponents: augment.Exponents) -> L
         return sasrec.loss(model, params, rows, jax.random.fold_in(key, len(batch["row"])))
 
     return loss
-
-
-def make_step(
-    tx: optax.GradientTransformation, loss: Loss
-) -> Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[dict, dict]]:
-    """Makes (state, batch) -> (state, metrics)."""
-
-    def step(state: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[dict, dict]:
-        key = jax.random.fold_in(state["key"], state["step"])
-        params, opt_state, train_metrics = training.update(
-            lambda params: loss(params, batch, key), state["params"], state["opt_state"], tx
-        )
-        new_state = {
-            "step": state["step"] + 1,
-            "key": state["key"],
-            "params": params,
-            "opt_state": opt_state,
-        }
-        return new_state, train_metrics
-
-    return step
 
 
 def _draw_positions(

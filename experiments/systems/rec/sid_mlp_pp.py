@@ -14,12 +14,13 @@ from experiments.runner import settings
 from experiments.runner.contract import Experiment
 from experiments.runner.errors import UserError
 from experiments.systems.rec.recommenders import distillation
-from experiments.systems.rec.recommenders.distillation import Step, Student
+from experiments.systems.rec.recommenders.distillation import Student
 from rec import training
 from rec.models import sid_mlp
 from rec.models.packed import Packed
 from rec.models.sid_mlp_pp import Mixer
 from rec.models.tiger import Tiger
+from rec.training import Step
 
 READER = "reader"
 """Subtree of the parameters that stage 1 trains; stage 2 trains the others."""
@@ -66,9 +67,8 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     optimizers = Optimizers(
         training.optimizer(groups["optim_mixer"]), training.optimizer(groups["optim"])
     )
-    init = distillation.make_init(student, optimizers.init)
     step = make_step(student, optimizers, mixer.updates)
-    return distillation.make_experiment(config, artifacts, student, init, step)
+    return distillation.make_experiment(config, artifacts, student, optimizers.init, step)
 
 
 class Optimizers:
@@ -134,12 +134,7 @@ def make_step(student: Student, optimizers: Optimizers, updates: int) -> Step:
 
         is_first = state["step"] < updates
         params, opt_state, metrics = jax.lax.cond(is_first, imitate, distill)
-        new_state = {
-            **state,
-            "step": state["step"] + 1,
-            "params": params,
-            "opt_state": opt_state,
-        }
-        return new_state, {**metrics, "stage": jnp.where(is_first, 1.0, 2.0)}
+        metrics = {**metrics, "stage": jnp.where(is_first, 1.0, 2.0)}
+        return training.next_state(state, params, opt_state), metrics
 
     return step

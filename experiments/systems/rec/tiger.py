@@ -2,20 +2,17 @@
 """Wiring of TIGER: SIDs as artifact, pairs drawn on the device or all of them packed in rows, beams
 along the trie."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from experiments.runner import settings
 from experiments.runner.contract import Experiment
-from experiments.systems.rec.recommenders import figures, generators, recommend, streams, wiring
+from experiments.systems.rec.recommenders import generators, streams, wiring
 from experiments.systems.rec.recommenders.generators import (
     Catalogue,
     Decoder,
@@ -51,35 +48,20 @@ def make(config: ConfigDict, artifacts: Mapping[str, Any]) -> Experiment:
     settings.one_seed(config)
     groups = settings.groups(config)
     evaluation = make_evaluation(config, artifacts)
-    loaded = evaluation.loaded
     catalogue = evaluation.decoder.catalogue
     model = models.make(groups["model"], catalogue.sizes)
     tx = training.optimizer(groups["optim"])
     exponents = generators.choose_exponents(config, artifacts)
     make_batches = make_packed_batches if isinstance(model, Packed) else make_pair_batches
-    batches = functools.cache(
-        lambda: make_batches(config, loaded().split.train, catalogue.sids, exponents)
-    )
-
-    action = recommend.make_recommend(
+    batch_rules = streams.RULES if isinstance(model, Packed) else wiring.PAIR_RULES
+    return generators.make_experiment(
+        config,
         artifacts,
-        loaded,
-        config.data.columns,
-        groups["eval"].top,
-        evaluation.answers,
-        most=evaluation.decoder.list_length,
-        max_items=model.cfg.max_items,
-    )
-    lists = wiring.make_lists(loaded, evaluation.answer)
-    return Experiment(
-        init=make_init(model, tx, catalogue.hash_words),
-        step=make_step(model, tx, exponents, catalogue),
-        batch=lambda step, rows=None: batches()(step, rows),
-        evaluate=evaluation.metrics,
-        rules=(*(streams.RULES if isinstance(model, Packed) else wiring.PAIR_RULES), *RULES),
-        selectable=(*wiring.SELECTABLE, "valid/loss"),
-        figures=figures.make_ranker_figures(config, artifacts, lists),
-        actions={"recommend": action},
+        evaluation,
+        init=generators.make_init(model, tx.init, catalogue),
+        step=training.make_step(tx, make_loss(model, exponents, catalogue)),
+        make_batches=lambda train: make_batches(config, train, catalogue.sids, exponents),
+        rules=(*batch_rules, *RULES),
     )
 
 
@@ -117,29 +99,6 @@ def make_packed_batches(
         weights=packing.strategy_weights(train, config.augment.pairs, exponents),
     )
     return lambda step, rows: batches(step, rows) | {"sids": sids}
-
-
-def make_init(
-    model: Tiger | Packed, tx: optax.GradientTransformation, hash_words: np.ndarray
-) -> Callable[[jax.Array], dict[str, Any]]:
-    """Makes key -> state; its sid_sha256 says which SIDs the parameters were trained with."""
-
-    def init(key: jax.Array) -> dict[str, Any]:
-        history = jnp.zeros((1, 1, len(model.sizes)), jnp.int32)
-        mask = jnp.ones((1, 1), bool)
-        users = jnp.zeros(1, jnp.int32)
-        target = history[0]
-        params_key = jax.random.fold_in(key, 0)
-        params = model.init(params_key, history, mask, users, target)["params"]
-        return {
-            "step": jnp.int32(0),
-            "key": key,
-            "params": params,
-            "opt_state": tx.init(params),
-            "sid_sha256": jnp.asarray(hash_words),
-        }
-
-    return init
 
 
 def make_loss(
@@ -183,31 +142,3 @@ def make_packed_loss(
         return packed.loss(model, params, rows, dropout_key, catalogue.trie, catalogue.shape)
 
     return loss
-
-
-def make_step(
-    model: Tiger | Packed,
-    tx: optax.GradientTransformation,
-    exponents: augment.Exponents,
-    catalogue: Catalogue,
-) -> Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[dict, dict]]:
-    """Makes (state, batch) -> (state, metrics)."""
-    loss = make_loss(model, exponents, catalogue)
-
-    def step(state: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[dict, dict]:
-        key = jax.random.fold_in(state["key"], state["step"])
-        params, opt_state, metrics = training.update(
-            lambda params: loss(params, batch, key),
-            state["params"],
-            state["opt_state"],
-            tx,
-        )
-        new_state = {
-            **state,
-            "step": state["step"] + 1,
-            "params": params,
-            "opt_state": opt_state,
-        }
-        return new_state, metrics
-
-    return step

@@ -26,7 +26,7 @@ from experiments.runner import checkpoint, names, serving, settings
 from experiments.runner.contract import Experiment
 from experiments.runner.errors import UserError
 from experiments.systems.rec import tiger
-from experiments.systems.rec.recommenders import figures, generators, recommend, wiring
+from experiments.systems.rec.recommenders import generators, wiring
 from experiments.systems.rec.recommenders.generators import Catalogue, Decoder, Evaluation
 from experiments.systems.rec.recommenders.wiring import Loaded, Ranking
 from rec import augment, metrics
@@ -38,6 +38,7 @@ from rec.models.packed import Packed
 from rec.models.sid_mlp import SidMlp
 from rec.models.tiger import Tiger
 from rec.sid import table
+from rec.training import Step
 
 RULES = (
     (r"batch/row", P("data")),
@@ -300,68 +301,28 @@ def make_beside(teacher: Evaluation, catalogue: Catalogue, draws: int) -> genera
     return beside
 
 
-Step = Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[dict, dict]]
-
-
-def make_init(
-    student: Student, init_optimizer: Callable[[Any], Any]
-) -> Callable[[jax.Array], dict[str, Any]]:
-    """Makes key -> state, whose params are what is trained: the teacher's are not among them.
-
-    Args:
-        init_optimizer: trained parameters -> opt_state.
-    """
-    model = student.model
-
-    def init(key: jax.Array) -> dict[str, Any]:
-        history = jnp.zeros((1, 1, len(model.sizes)), jnp.int32)
-        inputs = (history, jnp.ones((1, 1), bool), jnp.zeros(1, jnp.int32), history[0])
-        params = dict(model.init(jax.random.fold_in(key, 0), *inputs)["params"])
-        params.pop("teacher", None)
-        return {
-            "step": jnp.int32(0),
-            "key": key,
-            "params": params,
-            "opt_state": init_optimizer(params),
-            "sid_sha256": jnp.asarray(student.catalogue.hash_words),
-        }
-
-    return init
-
-
 def make_experiment(
     config: ConfigDict,
     artifacts: Mapping[str, Any],
     student: Student,
-    init: Callable[[jax.Array], dict[str, Any]],
+    init_optimizer: Callable[[Any], Any],
     step: Step,
 ) -> Experiment:
-    """Makes the Experiment of a student from how it begins and how it steps."""
-    evaluation = student.evaluation
-    loaded = evaluation.loaded
+    """Makes the Experiment of a student.
+
+    Args:
+        init_optimizer: trained parameters -> opt_state.
+        step: of a batch that holds the teacher's parameters, see `teacher_params`.
+    """
     constants = {"sids": student.catalogue.sids, **teacher_leaves(artifacts)}
-    batches = functools.cache(
-        lambda: generators.make_pair_batches(
-            config, loaded().split.train, student.exponents, constants
-        )
-    )
-    action = recommend.make_recommend(
+    return generators.make_experiment(
+        config,
         artifacts,
-        loaded,
-        config.data.columns,
-        config.eval.top,
-        evaluation.answers,
-        most=evaluation.decoder.list_length,
-        max_items=student.model.teacher.cfg.max_items,
-    )
-    lists = wiring.make_lists(loaded, evaluation.answer)
-    return Experiment(
-        init=init,
+        student.evaluation,
+        init=generators.make_init(student.model, init_optimizer, student.catalogue),
         step=step,
-        batch=lambda step, rows=None: batches()(step, rows),
-        evaluate=evaluation.metrics,
+        make_batches=lambda train: generators.make_pair_batches(
+            config, train, student.exponents, constants
+        ),
         rules=RULES,
-        selectable=(*wiring.SELECTABLE, "valid/loss"),
-        figures=figures.make_ranker_figures(config, artifacts, lists),
-        actions={"recommend": action},
     )

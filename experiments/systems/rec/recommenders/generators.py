@@ -18,9 +18,10 @@ from ml_collections import ConfigDict
 
 from experiments.configs.rec.tiger import BeamEval
 from experiments.runner import settings
+from experiments.runner.contract import Experiment
 from experiments.runner.errors import UserError
 from experiments.systems.rec import sid
-from experiments.systems.rec.recommenders import wiring
+from experiments.systems.rec.recommenders import figures, recommend, wiring
 from experiments.systems.rec.recommenders.streams import Batches
 from experiments.systems.rec.recommenders.wiring import Answer, Loaded, Ranking
 from rec import augment, genpas, metrics
@@ -35,6 +36,7 @@ from rec.models.generators import Model
 from rec.sid import table
 from rec.sid import trie as tries
 from rec.sid.trie import Trie, TrieShape
+from rec.training import Step
 
 
 class Catalogue(NamedTuple):
@@ -442,3 +444,69 @@ def summarize_decoded(split: str, queries: Queries, items: np.ndarray) -> dict[s
     out[f"{split}/invalid@10"] = float((items[:, :10] < 0).mean())
     out[f"{split}/repeated@10"] = float(is_repeated.mean())
     return out
+
+
+def make_init(
+    model: Model, init_optimizer: Callable[[Any], Any], catalogue: Catalogue
+) -> Callable[[jax.Array], dict[str, Any]]:
+    """Makes key -> state; its sid_sha256 says which SIDs the parameters were trained with. The
+    parameters are what is trained: a student's teacher is not among them.
+
+    Args:
+        init_optimizer: trained parameters -> opt_state.
+    """
+
+    def init(key: jax.Array) -> dict[str, Any]:
+        history = jnp.zeros((1, 1, len(model.sizes)), jnp.int32)
+        inputs = (history, jnp.ones((1, 1), bool), jnp.zeros(1, jnp.int32), history[0])
+        params = dict(model.init(jax.random.fold_in(key, 0), *inputs)["params"])
+        params.pop("teacher", None)
+        return {
+            "step": jnp.int32(0),
+            "key": key,
+            "params": params,
+            "opt_state": init_optimizer(params),
+            "sid_sha256": jnp.asarray(catalogue.hash_words),
+        }
+
+    return init
+
+
+def make_experiment(
+    config: ConfigDict,
+    artifacts: Mapping[str, Any],
+    evaluation: Evaluation,
+    *,
+    init: Callable[[jax.Array], dict[str, Any]],
+    step: Step,
+    make_batches: Callable[[Sequences], Batches],
+    rules: tuple[tuple[str, Any], ...],
+) -> Experiment:
+    """Makes the Experiment of a system from how it begins, steps and is evaluated.
+
+    Args:
+        make_batches: training sequences -> batches; called when the first batch is needed.
+        rules: of sharding.
+    """
+    loaded = evaluation.loaded
+    batches = functools.cache(lambda: make_batches(loaded().split.train))
+    action = recommend.make_recommend(
+        artifacts,
+        loaded,
+        config.data.columns,
+        config.eval.top,
+        evaluation.answers,
+        most=evaluation.decoder.list_length,
+        max_items=evaluation.decoder.generator.max_items,
+    )
+    lists = wiring.make_lists(loaded, evaluation.answer)
+    return Experiment(
+        init=init,
+        step=step,
+        batch=lambda step, rows=None: batches()(step, rows),
+        evaluate=evaluation.metrics,
+        rules=rules,
+        selectable=(*wiring.SELECTABLE, "valid/loss"),
+        figures=figures.make_ranker_figures(config, artifacts, lists),
+        actions={"recommend": action},
+    )
